@@ -1,0 +1,115 @@
+// Package cgroupdriver makes, limits, measures and removes the cgroups of pods' containers.
+//
+// kubelet owns the pod's cgroup and everything above it; this package owns one cgroup per container (and one for pause)
+// directly below it, and never changes a cgroup it did not make, except that on v2 it enables controllers in the
+// parent's cgroup.subtree_control. One Driver serves one node; it is safe for concurrent use, has no global lock, and
+// runs no goroutine per container.
+package cgroupdriver
+
+import (
+	"context"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// Driver is the cgroupfs or the systemd driver, on v1 or v2.
+type Driver interface {
+	// Name is "cgroupfs" or "systemd", as RuntimeConfig reports it.
+	Name() string
+	// Version is 1 (also for a hybrid layout) or 2.
+	Version() int
+
+	// Path returns the cgroup path of container id under parent, in the form of Linux.CgroupsPath for this driver. An
+	// empty parent means the driver's own default. A parent in the other driver's form is an ErrInvalidArgument
+	// whose message says how to align kubelet and cri-server.
+	Path(parent, id string) (string, error)
+
+	// Create makes the cgroup with its limits while it is empty. Idempotent for the same path.
+	Create(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, error)
+
+	// Load returns the directories of an existing cgroup (made by Create or by an OCI runtime) without changing it.
+	Load(path string) (*engine.Cgroup, error)
+
+	// Update applies every set field of res; unset and zero fields stay as they are. All or nothing: on error the
+	// old values are written back.
+	Update(ctx context.Context, path string, res *specs.LinuxResources) error
+
+	// Stats reads the cgroup's files. ErrNotFound when it is gone.
+	Stats(path string) (*Stats, error)
+
+	// Kill ends every process in the cgroup and below it. Freeze stops them, Thaw lets them go on.
+	Kill(ctx context.Context, path string) error
+	Freeze(ctx context.Context, path string) error
+	Thaw(ctx context.Context, path string) error
+
+	// Delete removes the cgroup and its children, killing what is left in them. Idempotent. It never touches the parent.
+	Delete(ctx context.Context, path string) error
+
+	// List returns the paths of all container cgroups below the driver's tree that this driver made (by name), for
+	// garbage collection.
+	List() ([]string, error)
+}
+
+// Stats is one reading. Fields a controller does not provide are nil.
+type Stats struct {
+	Time   time.Time
+	CPU    *CPUStats
+	Memory *MemoryStats
+	Swap   *SwapStats
+	Pids   *PidsStats
+	IO     *IOStats
+}
+
+// CPUStats: times in ns.
+type CPUStats struct {
+	Usage, User, System       uint64
+	Periods, ThrottledPeriods uint64
+	ThrottledTime             uint64
+	PSI                       *PSI
+}
+
+// MemoryStats: bytes, and counts of events since the cgroup was made.
+type MemoryStats struct {
+	Usage, WorkingSet, RSS, Cache, MappedFile uint64
+	Available                                 *uint64 // limit - working set; nil when unlimited
+	Limit                                     uint64  // 0: unlimited
+	MaxUsage                                  uint64
+	PageFaults, MajorPageFaults               uint64
+	FailCount                                 uint64
+	OOMKills                                  uint64
+	EventsHigh, EventsMax                     uint64
+	PSI                                       *PSI
+}
+
+// SwapStats in bytes; Available is nil when unlimited.
+type SwapStats struct {
+	Usage     uint64
+	Available *uint64
+}
+
+// PidsStats: Limit 0 means unlimited.
+type PidsStats struct{ Current, Limit uint64 }
+
+// IOStats sums all devices and lists them one by one.
+type IOStats struct {
+	Devices []DeviceIO
+	PSI     *PSI
+}
+
+// DeviceIO: bytes and operations.
+type DeviceIO struct {
+	Major, Minor                             uint64
+	ReadBytes, WriteBytes, ReadIOs, WriteIOs uint64
+}
+
+// PSI is pressure-stall information; totals in ns.
+type PSI struct{ Some, Full PSILine }
+
+// PSILine: averages in percent.
+type PSILine struct {
+	Avg10, Avg60, Avg300 float64
+	Total                uint64
+}

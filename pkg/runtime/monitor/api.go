@@ -1,0 +1,128 @@
+// Package monitor is both ends of the line between cri-server and cri-monitor: the protocol, the client that
+// cri-server uses, and the server that is cri-monitor.
+//
+// cri-monitor is one process per node. It is parent and child subreaper of every pod process; it holds their stdio and
+// ptys, writes the CRI log files, keeps exit codes until they are deleted, runs execs, and outlives cri-server. It
+// knows nothing of Kubernetes: a container is an id, an OCI spec and a root file system.
+//
+// The line is a unix stream socket, root only. A frame is a fixed header (length, number of fds, kind, request id) and a
+// JSON body; file descriptors ride on the header by SCM_RIGHTS. A call that starts something long-lived (Exec,
+// Attach, Events) has a connection of its own, and closing it ends that thing. The protocol has a version; unknown
+// JSON fields are ignored, so that either side may be newer.
+package monitor
+
+import (
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// OCIRuntime selects the oci engine and says which binary it drives.
+type OCIRuntime struct {
+	Path string   `json:"path"`           // the runtime binary
+	Root string   `json:"root"`           // its --root
+	Args []string `json:"args,omitempty"` // further global arguments, such as --systemd-cgroup
+}
+
+// CreateRequest creates one container, in the state "created": built, its program not yet running.
+type CreateRequest struct {
+	ID      string         `json:"id"`
+	Spec    *specs.Spec    `json:"spec"`
+	Rootfs  rootfs.Rootfs  `json:"rootfs"`
+	Seccomp []byte         `json:"seccomp,omitempty"` // compiled filter, see engine.Config
+	Cgroup  *engine.Cgroup `json:"cgroup,omitempty"`  // nil with OCI
+	OCI     *OCIRuntime    `json:"oci,omitempty"`     // nil: the native engine
+
+	// Log is the CRI log file; empty LogPath means that output is read and thrown away. LogDir must exist; LogPath is
+	// relative to it and is opened beneath it without following symlinks; missing directories are made.
+	LogDir  string `json:"log_dir,omitempty"`
+	LogPath string `json:"log_path,omitempty"`
+
+	// Stdin keeps fd 0 open for attaches; StdinOnce closes it when the first attach that brought input ends.
+	// Without Stdin fd 0 is /dev/null. A terminal is asked for by Spec.Process.Terminal.
+	Stdin     bool `json:"stdin,omitempty"`
+	StdinOnce bool `json:"stdin_once,omitempty"`
+
+	// OOM names where to look whether the kernel killed for memory: nil means Cgroup. The oci engine needs it, since
+	// the runtime makes the cgroup.
+	OOM *engine.Cgroup `json:"oom,omitempty"`
+}
+
+// Status is a container's place in its life as the monitor sees it.
+type Status string
+
+// A container is created, then running, then stopped; a container whose create was cut short is stopped.
+const (
+	Created Status = "created"
+	Running Status = "running"
+	Stopped Status = "stopped"
+)
+
+// State is what the monitor knows of a container. It is kept until Delete.
+type State struct {
+	ID         string    `json:"id"`
+	Status     Status    `json:"status"`
+	Pid        int       `json:"pid"` // in the monitor's pid namespace; 0 when stopped
+	CreatedAt  time.Time `json:"created_at"`
+	StartedAt  time.Time `json:"started_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	// ExitCode counts as a shell does: 128+n for signal n. Signal is that n, else 0.
+	ExitCode int `json:"exit_code"`
+	Signal   int `json:"signal,omitempty"`
+	// OOMKilled: the kernel killed a process of the container's cgroup for memory during its life.
+	OOMKilled bool `json:"oom_killed,omitempty"`
+	// StartError is set when the program could not be executed.
+	StartError string `json:"start_error,omitempty"`
+	TTY        bool   `json:"tty,omitempty"`
+}
+
+// Event tells of a change of one container; State is the whole state after it. Seq grows by one with every event of
+// this monitor, so that a subscriber can see that it has missed none.
+type Event struct {
+	Seq   uint64 `json:"seq"`
+	Type  string `json:"type"` // created, started, stopped, deleted
+	State State  `json:"state"`
+}
+
+// ExecRequest runs a process in a running container. Stdin, Stdout and Stderr are the child's own ends and travel as
+// fds; nil means /dev/null. With Process.Terminal they must be nil and the reply carries the pty master.
+type ExecRequest struct {
+	ID                    string         `json:"id"`
+	Process               *specs.Process `json:"process"`
+	Seccomp               []byte         `json:"seccomp,omitempty"`
+	Stdin, Stdout, Stderr *os.File       `json:"-"`
+}
+
+// AttachRequest connects to a running container's stdio. Stdin is read by the monitor; Stdout and Stderr are written by
+// it (pipes or sockets; the monitor makes them non-blocking and drops an attachment that doesn't keep up with more
+// than 4 MiB waiting, so that a slow client never holds up the container or its log).
+type AttachRequest struct {
+	ID                    string   `json:"id"`
+	Stdin, Stdout, Stderr *os.File `json:"-"`
+}
+
+// The client (client.go) has these methods; all are safe for concurrent use and fail with errdefs kinds:
+//
+//	Dial(ctx, socket string) (*Client, error)
+//	(*Client) Close() error
+//	(*Client) Version(ctx) (Version, error)                 // protocol, build, pid, start time
+//	(*Client) Create(ctx, *CreateRequest) (State, error)
+//	(*Client) Start(ctx, id) (State, error)
+//	(*Client) Signal(ctx, id, sig unix.Signal) error        // the container's init
+//	(*Client) Kill(ctx, id) error                           // SIGKILL to all processes of the container
+//	(*Client) Wait(ctx, id) (State, error)                  // returns when stopped and its log is written out
+//	(*Client) Delete(ctx, id) error                         // kills what is left; idempotent
+//	(*Client) State(ctx, id) (State, error)
+//	(*Client) List(ctx) ([]State, error)
+//	(*Client) ReopenLog(ctx, id) error
+//	(*Client) Resize(ctx, id, width, height uint16) error
+//	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Close()
+//	(*Client) Attach(ctx, *AttachRequest) (*Attachment, error) // Attachment: Wait(ctx) error (container stopped or dropped), Close()
+//	(*Client) Events(ctx) (*Events, error)                  // first one created/stopped Event per known container, then changes
+//	(*Client) Shutdown(ctx) error                           // refused with ErrFailedPrecondition while containers exist
+//
+// and Launch(ctx, LaunchConfig) starts cri-monitor detached when no one listens.

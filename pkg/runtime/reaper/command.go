@@ -1,0 +1,62 @@
+package reaper
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Command runs a program to its end, as os/exec does, where a Reaper owns wait(2).
+type Command struct {
+	Path string   // absolute, or looked up in PATH
+	Args []string // without argv[0]
+	Env  []string // nil: this process's
+	Dir  string
+	// Stdin, Stdout, Stderr: nil means /dev/null.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Run starts c and waits for it. When ctx ends first, the program is killed and ctx's error returned once it is gone.
+// The error is nil only when the status could be read; a non-zero exit is not an error.
+func (c *Command) Run(ctx context.Context, r *Reaper) (Status, error) {
+	path, err := exec.LookPath(c.Path)
+	if err != nil {
+		return Status{}, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return Status{}, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return Status{}, err
+	}
+	defer null.Close()
+	files := make([]uintptr, 3)
+	for i, f := range []*os.File{c.Stdin, c.Stdout, c.Stderr} {
+		if f == nil {
+			f = null
+		}
+		files[i] = f.Fd()
+	}
+	env := c.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	child, err := r.Fork(func() (int, error) {
+		return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{Dir: c.Dir, Env: env, Files: files})
+	})
+	if err != nil {
+		return Status{}, fmt.Errorf("%s %s: %w", c.Path, strings.Join(c.Args, " "), err)
+	}
+	s, err := child.Wait(ctx)
+	if err != nil {
+		_ = syscall.Kill(child.Pid(), syscall.SIGKILL) // not yet reaped, so the pid is still its own
+		<-child.Done()
+		return child.status, err
+	}
+	return s, nil
+}

@@ -1,0 +1,182 @@
+// Package reaper waits for all children of this process in one place.
+//
+// cri-monitor is parent and child subreaper of every pod process, so any pid may turn up in wait(2): children it
+// forked, children it inherited from an OCI runtime that has exited, and strangers orphaned in a pid namespace that it
+// shares. One Reaper per process collects them all; nothing else in the process may call wait (os/exec included:
+// use Fork). Command runs a program to its end that way.
+package reaper
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxUnclaimed bounds how many exits of unknown pids are remembered for a later Adopt.
+const maxUnclaimed = 4096
+
+// Status is how a process ended.
+type Status struct {
+	unix.WaitStatus
+}
+
+// Code is the exit code as a shell and the CRI count it: 128+n for a death by signal n.
+func (s Status) Code() int {
+	if s.Signaled() {
+		return 128 + int(s.Signal())
+	}
+	return s.ExitStatus()
+}
+
+// Child is one process that the Reaper waits for.
+type Child struct {
+	pid    int
+	done   chan struct{}
+	status Status
+}
+
+// Pid of the child. It can't be reused before Done is closed.
+func (c *Child) Pid() int { return c.pid }
+
+// Done is closed when the child was reaped.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Wait returns the status once the child was reaped, or ctx's error.
+func (c *Child) Wait(ctx context.Context) (Status, error) {
+	select {
+	case <-c.done:
+		return c.status, nil
+	case <-ctx.Done():
+		select {
+		case <-c.done:
+			return c.status, nil
+		default:
+			return Status{}, ctx.Err()
+		}
+	}
+}
+
+// exit is the end of a process that nobody has asked for yet; seq orders exits.
+type exit struct {
+	status Status
+	seq    uint64
+}
+
+// Reaper reaps every child of the process. The zero value is not usable; see New.
+type Reaper struct {
+	mu        sync.Mutex
+	children  map[int]*Child
+	unclaimed map[int]exit
+	order     []int  // pids in unclaimed, oldest first
+	seq       uint64 // exits seen so far
+
+	sigs chan os.Signal
+	stop chan struct{}
+	gone sync.WaitGroup
+}
+
+// New starts reaping. There must be one Reaper per process; Close ends it.
+func New() *Reaper {
+	r := &Reaper{
+		children:  map[int]*Child{},
+		unclaimed: map[int]exit{},
+		sigs:      make(chan os.Signal, 1),
+		stop:      make(chan struct{}),
+	}
+	signal.Notify(r.sigs, unix.SIGCHLD)
+	r.gone.Add(1)
+	go r.loop()
+	return r
+}
+
+// Close stops reaping; children still alive are no longer waited for.
+func (r *Reaper) Close() {
+	signal.Stop(r.sigs)
+	close(r.stop)
+	r.gone.Wait()
+}
+
+// Fork calls fork, which starts a child process and returns its pid, and registers the child. Forks run in parallel
+// with each other and with reaping: a child that ends before its pid is known here is found among the unclaimed exits
+// that came after the fork began (a pid can't come round again in that time).
+func (r *Reaper) Fork(fork func() (pid int, err error)) (*Child, error) {
+	r.mu.Lock()
+	before := r.seq
+	r.mu.Unlock()
+	pid, err := fork()
+	if err != nil {
+		return nil, err
+	}
+	return r.register(pid, before), nil
+}
+
+// Adopt registers a process that became our child without Fork: forked with CLONE_PARENT by a child, or orphaned to us
+// as subreaper. If it has ended already, its status is there at once.
+func (r *Reaper) Adopt(pid int) *Child { return r.register(pid, 0) }
+
+// register returns the child for pid; an unclaimed exit counts if it came after the first `since` ones.
+func (r *Reaper) register(pid int, since uint64) *Child {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.children[pid]; c != nil {
+		return c
+	}
+	c := &Child{pid: pid, done: make(chan struct{})}
+	e, ok := r.unclaimed[pid]
+	delete(r.unclaimed, pid)
+	if ok && e.seq > since {
+		c.status = e.status
+		close(c.done)
+		return c
+	}
+	r.children[pid] = c
+	return c
+}
+
+func (r *Reaper) loop() {
+	defer r.gone.Done()
+	for {
+		r.reap()
+		select {
+		case <-r.sigs:
+		case <-r.stop:
+			return
+		}
+	}
+}
+
+// reap collects every zombie there is now.
+func (r *Reaper) reap() {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WALL, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		r.settle(pid, Status{ws})
+	}
+}
+
+func (r *Reaper) settle(pid int, s Status) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seq++
+	if c := r.children[pid]; c != nil {
+		delete(r.children, pid)
+		c.status = s
+		close(c.done)
+		return
+	}
+	if len(r.order) >= maxUnclaimed {
+		delete(r.unclaimed, r.order[0])
+		r.order = r.order[1:]
+	}
+	r.unclaimed[pid] = exit{s, r.seq}
+	r.order = append(r.order, pid)
+}
