@@ -1,0 +1,85 @@
+package records
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/containerd/errdefs"
+)
+
+// envelope is the first line of a file.
+type envelope struct {
+	Version int             `json:"version"`
+	ID      string          `json:"id"`
+	BootID  string          `json:"boot_id"`
+	Data    json.RawMessage `json:"data"`
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func encode(id string, version int, boot string, v any) ([]byte, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(envelope{Version: version, ID: id, BootID: boot, Data: data})
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, '\n')
+	return append(b, sumLine(b)...), nil
+}
+
+// decode reads a file's content. With an error it returns whatever it could make out.
+func decode[T any](b []byte, id string, version int) (v T, boot string, err error) {
+	err = verify(b)
+	line, _, _ := bytes.Cut(b, []byte{'\n'})
+	var e envelope
+	if jerr := json.Unmarshal(line, &e); jerr != nil {
+		if err == nil {
+			err = damaged(jerr.Error())
+		}
+		return v, "", err
+	}
+	derr := json.Unmarshal(e.Data, &v)
+	switch {
+	case err != nil:
+	case e.ID != id:
+		// A file renamed by hand would make one object appear as another.
+		err = damaged(fmt.Sprintf("holds the record of %.130q", e.ID))
+	case e.Version > version:
+		err = fmt.Errorf("has version %d, this server reads up to %d: a newer cri-server wrote it: %w",
+			e.Version, version, errdefs.ErrFailedPrecondition)
+	case e.Version < 1:
+		err = damaged(fmt.Sprintf("has version %d", e.Version))
+	case len(e.Data) == 0:
+		err = damaged("has no data")
+	case derr != nil:
+		err = damaged(derr.Error())
+	}
+	return v, e.BootID, err
+}
+
+// verify checks the second line against the first.
+func verify(b []byte) error {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		return damaged(fmt.Sprintf("cut short after %d bytes", len(b)))
+	}
+	line, rest := b[:i+1], b[i+1:]
+	// Compared as text: a flipped bit in the sum itself (0a, 0A) must not pass either.
+	if want := sumLine(line); string(rest) != want {
+		return damaged(fmt.Sprintf("checksum line is %.32q, not %q", rest, want))
+	}
+	return nil
+}
+
+func sumLine(line []byte) string {
+	return fmt.Sprintf("crc32c:%08x\n", crc32.Checksum(line, castagnoli))
+}
+
+func damaged(why string) error {
+	return fmt.Errorf("damaged: %s: %w", why, errdefs.ErrDataLoss)
+}
