@@ -1,5 +1,0 @@
-//go:build !race
-
-package records
-
-const slowdown = 1
