@@ -1,0 +1,198 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// pinned holds the paths that this process pinned and has not removed: garbage collection must not take a namespace
+// whose pod is just being made.
+var pinned sync.Map
+
+// Pinned reports whether this process made the pin at path and has not removed it.
+func Pinned(path string) bool {
+	_, ok := pinned.Load(path)
+	return ok
+}
+
+// Create makes a new network namespace with lo up, pins it at dir/name and returns that path. New links in it don't
+// wait for duplicate address detection. errdefs.ErrAlreadyExists when a namespace is pinned there.
+func Create(dir, name string) (string, error) {
+	return pin(dir, name, func(path string) error {
+		return onThread(func() error {
+			// unshare(2): for this thread only; onThread switches it back.
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				if errors.Is(err, unix.ENOSPC) {
+					return fmt.Errorf("unshare: the limit of network namespaces is reached (sysctl user.max_net_namespaces): %w", err)
+				}
+				return fmt.Errorf("unshare: %w", err)
+			}
+			if err := Prepare(); err != nil {
+				return err
+			}
+			return bind("/proc/thread-self/ns/net", path) // thread-self: Linux 3.17
+		})
+	})
+}
+
+// PinFD pins the network namespace that fd refers to at dir/name. The caller keeps fd.
+func PinFD(dir, name string, fd int) (string, error) {
+	if err := checkFD(fd); err != nil {
+		return "", err
+	}
+	return pin(dir, name, func(path string) error { return bind(fmt.Sprintf("/proc/self/fd/%d", fd), path) })
+}
+
+// PinPID pins the network namespace of a process, e.g. one that was made in a user namespace. The caller must know
+// that pid can't be reused meanwhile (it is the parent, or holds a pidfd).
+func PinPID(dir, name string, pid int) (string, error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open network namespace of process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	return PinFD(dir, name, fd)
+}
+
+// Remove unpins the namespace at path. It lives on while processes are in it. Idempotent. It refuses a path that is
+// neither a namespace nor an empty file.
+func Remove(path string) error {
+	for {
+		// umount(2): EINVAL when path is no mount point. A pin that was mounted twice is unmounted twice.
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) {
+			break
+		}
+		if errors.Is(err, unix.ENOENT) {
+			pinned.Delete(path)
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unpin %s: %w", path, err)
+		}
+	}
+	st, err := os.Lstat(path)
+	if err == nil {
+		if !st.Mode().IsRegular() || st.Size() != 0 {
+			return fmt.Errorf("unpin %s: not a pinned namespace: %w", path, errdefs.ErrFailedPrecondition)
+		}
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	pinned.Delete(path)
+	return nil
+}
+
+// Check is nil when path is a network namespace; errdefs.ErrNotFound when there is nothing, and
+// errdefs.ErrFailedPrecondition when it is something else.
+func Check(path string) error {
+	fd, err := open(path)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// List returns the names in dir that start with prefix, whether a namespace is mounted on them or not (a crash
+// between the two steps of a pin leaves an empty file). A missing dir is empty.
+func List(dir, prefix string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list namespaces: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) && !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func pin(dir, name string, mount func(path string) error) (_ string, err error) {
+	if name == "" || name != filepath.Base(name) || name[0] == '.' {
+		return "", fmt.Errorf("network namespace name %q: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if err := share(dir); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, name)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if errors.Is(err, os.ErrExist) {
+		if Check(path) == nil {
+			return "", fmt.Errorf("network namespace %s: %w", path, errdefs.ErrAlreadyExists)
+		}
+		// What a crash left between making the file and mounting on it.
+		if err := Remove(path); err != nil {
+			return "", err
+		}
+		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	}
+	if err != nil {
+		return "", fmt.Errorf("pin network namespace: %w", err)
+	}
+	_ = f.Close()
+	pinned.Store(path, true)
+	if err := mount(path); err != nil {
+		return "", errors.Join(fmt.Errorf("pin network namespace %s: %w", path, err), Remove(path))
+	}
+	return path, nil
+}
+
+func bind(source, target string) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind mount: %w", err)
+	}
+	return nil
+}
+
+// share makes dir a shared mount of its own, as ip-netns(8) does: mount(2) answers EINVAL while dir is no mount point.
+func share(dir string) error {
+	if _, ok := shared.Load(dir); ok && unix.Access(dir, unix.W_OK) == nil {
+		return nil
+	}
+	shareMu.Lock()
+	defer shareMu.Unlock()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("network namespace directory: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("network namespace directory: %w", err)
+	}
+	defer f.Close()
+	// The lock that ip(8) takes too, so that dir is not mounted on itself twice. Whoever holds it is doing just that.
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	err = unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind mount %s on itself: %w", dir, err)
+		}
+		err = unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "")
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", dir, err)
+	}
+	shared.Store(dir, true)
+	return nil
+}
+
+// shared holds the directories that share is done with; shareMu serialises making them so.
+var (
+	shared  sync.Map
+	shareMu sync.Mutex
+)
