@@ -1,0 +1,58 @@
+package spec
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
+	"tags.cncf.io/container-device-interface/pkg/parser"
+)
+
+// setCDI adds the devices of the CDI_devices field and of the annotations cdi.k8s.io/* that device plugins set before
+// the field existed. A device in both is added once.
+func setCDI(in *Input, s *specs.Spec) error {
+	var names []string
+	for _, d := range in.Container.GetCDIDevices() {
+		names = append(names, d.GetName())
+	}
+	_, more, err := cdi.ParseAnnotations(in.Container.GetAnnotations())
+	if err != nil {
+		return invalid("annotations: %v", err)
+	}
+	var all []string
+	for _, n := range append(names, more...) {
+		if !parser.IsQualifiedName(n) {
+			return invalid("device %q is not of the form vendor/class=name", n)
+		}
+		if !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	inject := in.CDI
+	if inject == nil {
+		inject = InjectCDI
+	}
+	if err := inject(s, all); err != nil {
+		return fmt.Errorf("devices %v: %w", all, err)
+	}
+	return nil
+}
+
+// InjectCDI applies the named devices' edits as the CDI specs in /etc/cdi and /var/run/cdi say, read anew: devices are
+// rare and their specs change at any time.
+func InjectCDI(s *specs.Spec, names []string) error {
+	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false))
+	if err != nil {
+		return err
+	}
+	missing, err := cache.InjectDevices(s, names...)
+	if len(missing) > 0 {
+		return fmt.Errorf("no CDI spec in %v has %v: %w", cache.GetSpecDirectories(), missing, errdefs.ErrNotFound)
+	}
+	return err
+}
