@@ -1,0 +1,132 @@
+package rootfs
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// layers are descriptors of an overlay's directories.
+type layers struct {
+	lower       []int
+	upper, work int // -1: none
+	writable    int // clone of the directory that holds upper and work: both must lie on one mount
+}
+
+func (l *layers) close() {
+	for _, fd := range append(l.lower, l.upper, l.work, l.writable) {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+// clones opens each layer through a detached clone of its mount.
+func (r Rootfs) clones(o Options) (l *layers, err error) {
+	l = &layers{upper: -1, work: -1, writable: -1}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	for _, p := range r.Lower {
+		fd, err := clone(unix.AT_FDCWD, p, 0, o)
+		if err != nil {
+			return nil, err
+		}
+		l.lower = append(l.lower, fd)
+	}
+	if r.Upper == "" {
+		return l, nil
+	}
+	if l.writable, err = clone(unix.AT_FDCWD, filepath.Dir(r.Upper), 0, o); err != nil {
+		return nil, err
+	}
+	if l.upper, err = child(l.writable, r.Upper); err == nil {
+		l.work, err = child(l.writable, r.Work)
+	}
+	return l, err
+}
+
+func child(dir int, path string) (int, error) {
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, filepath.Base(path), flags, 0)
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", path, err)
+	}
+	return fd, nil
+}
+
+// overlayByFD makes the overlay with the new mount API and layers by descriptor.
+func (r Rootfs) overlayByFD(o Options) (int, error) {
+	l, err := r.clones(o)
+	if err != nil {
+		return -1, err
+	}
+	defer l.close()
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen overlay: %w", err)
+	}
+	defer unix.Close(fs)
+	set := func(key string, fd int) {
+		if err == nil && fd >= 0 {
+			if err = unix.FsconfigSetFd(fs, key, fd); err != nil {
+				err = fmt.Errorf("overlay %s: %w%s", key, err, fsMessage(fs))
+			}
+		}
+	}
+	for _, fd := range l.lower {
+		set("lowerdir+", fd)
+	}
+	set("upperdir", l.upper)
+	set("workdir", l.work)
+	for _, kv := range r.options(o) {
+		if err == nil {
+			if err = setOption(fs, kv[0], kv[1]); err != nil {
+				err = fmt.Errorf("overlay option %s: %w%s", kv[0], err, fsMessage(fs))
+			}
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := o.asRoot(func() error { return unix.FsconfigCreate(fs) }); err != nil {
+		return -1, fmt.Errorf("overlay create: %w%s", err, fsMessage(fs))
+	}
+	attrs := 0
+	if o.ReadOnly || r.Upper == "" {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("overlay fsmount: %w%s", err, fsMessage(fs))
+	}
+	return fd, nil
+}
+
+func setOption(fs int, key, value string) error {
+	if value == "" {
+		return unix.FsconfigSetFlag(fs, key)
+	}
+	return unix.FsconfigSetString(fs, key, value)
+}
+
+// fsMessage reads what the kernel has logged about a file system context, as ": text".
+func fsMessage(fs int) string {
+	var all []string
+	buf := make([]byte, 1024)
+	for len(all) < 4 {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		all = append(all, strings.TrimSpace(string(buf[:n])))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(all, "; ") + ")"
+}
