@@ -1,0 +1,77 @@
+# Targets: build test critest demo lint torture clean. Everything that runs pods needs root; hack/as-root asks sudo where it
+# must. What is downloaded or built for tests only is kept in .cache/.
+
+VERSION  := $(shell hack/version)
+CACHE    := .cache
+CRITOOLS := 1.36.0
+VARS     := -X main.version=$(VERSION)
+STATIC   := -s -w -linkmode external -extldflags -static
+TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
+
+.PHONY: all build deps assets tools critest-tools test critest demo lint torture bench clean
+
+all: build
+
+# cri-server links libseccomp, hence cgo; both are static, so that they run on any distribution and in any root.
+build: deps
+	CGO_ENABLED=1 go build -trimpath -tags osusergo,netgo -ldflags '$(VARS) $(STATIC)' -o bin/cri-server ./cmd/cri-server
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(VARS) -s -w' -o bin/cri-monitor ./cmd/cri-monitor
+
+deps:
+	@hack/install-deps
+
+# What the test images are made of.
+assets: $(CACHE)/images/applets $(CACHE)/images/testbox
+
+$(CACHE)/images/applets: test/images/fetch-busybox
+	test/images/fetch-busybox $(CACHE)/images
+
+$(CACHE)/images/testbox: test/images/testbox/main.go
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/images/testbox
+
+tools: deps assets
+	go build -o bin/ ./test/testnode/cmd/testnode ./test/testnode/cmd/leaks ./test/tally ./test/images/cmd/registry
+
+# critest and crictl have a module of their own, so that their dependencies don't become cri-server's.
+CRILD := -ldflags '-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(CRITOOLS)'
+
+bin/crictl: test/critest/go.mod test/critest/go.sum
+	cd test/critest && CGO_ENABLED=0 go build -trimpath $(CRILD) -o ../../$@ sigs.k8s.io/cri-tools/cmd/crictl
+
+$(CACHE)/critest: test/critest/go.mod test/critest/go.sum
+	cd test/critest && CGO_ENABLED=0 go test -c -trimpath $(CRILD) -o ../../$@ sigs.k8s.io/cri-tools/cmd/critest
+
+bin/ginkgo: test/critest/go.mod test/critest/go.sum
+	cd test/critest && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../$@ github.com/onsi/ginkgo/v2/ginkgo
+
+# One spec pulls an image by a digest that only its builder can make: put in the digest of ours.
+critest-tools: tools bin/crictl $(CACHE)/critest $(if $(PARALLEL),bin/ginkgo)
+	cd test/critest && CGO_ENABLED=0 go build -o ../../bin/critest-report ./report
+	digest=$$(bin/registry -digest k8s-staging-cri-tools/test-image-digest:latest) && \
+	  LC_ALL=C sed "s/$(TESTDIGEST)/$${digest#sha256:}/g" $(CACHE)/critest > bin/critest.new
+	chmod +x bin/critest.new && mv bin/critest.new bin/critest
+
+test: build tools bin/crictl
+	@hack/test
+
+critest: build critest-tools
+	@hack/critest
+
+demo: build tools
+	@go build -o bin/demo ./test/demo
+	@hack/as-root bin/demo
+
+lint:
+	@hack/lint
+
+# The end-to-end walk with the server killed at points that SEED chooses, RUNS times.
+torture: build tools bin/crictl
+	CRI_SERVER_E2E=1 CRI_SERVER_TORTURE=$(or $(RUNS),20) CRI_SERVER_SEED=$(SEED) \
+	  go test -count=1 -v -timeout 60m -exec $(CURDIR)/hack/as-root -run '^TestTorture$$' ./test/e2e
+
+bench: deps
+	go build -o bin/enginebench ./test/bench/enginebench
+	@hack/as-root bin/enginebench
+
+clean:
+	rm -rf bin $(CACHE)

@@ -1,0 +1,98 @@
+package testnode
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const inside = "CRI_SERVER_TESTNODE"
+
+// Isolate runs the calling program again in a new mount and network namespace and exits with its status; in that second
+// run it prepares the namespaces and returns. When the second run has ended, what it left on the machine is printed,
+// and taken down as far as possible, and makes the exit status 1.
+func Isolate() error {
+	if os.Getenv(inside) != "" {
+		return Prepare()
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("test node: needs root")
+	}
+	os.Exit(outer())
+	return nil
+}
+
+func outer() int {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "test node: subreaper:", err)
+		return 1
+	}
+	before := Take()
+	c := exec.Command("/proc/self/exe", os.Args[1:]...)
+	c.Args[0] = os.Args[0]
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	c.Env = append(os.Environ(), inside+"=1")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	// ^C reaches the whole foreground group; the inner run cleans up and ends, and this one waits for it.
+	signal.Ignore(syscall.SIGINT)
+	err := c.Run()
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = max(exit.ExitCode(), 1)
+	} else if err != nil {
+		fmt.Fprintln(os.Stderr, "test node:", err)
+		return 1
+	}
+	left := endDescendants(os.Getpid(), nil)
+	left = append(left, before.Added(Take())...)
+	if len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "LEAK: left on the machine:\n\t"+strings.Join(left, "\n\t"))
+		return max(code, 1)
+	}
+	return code
+}
+
+// Prepare makes the mount namespace, which the caller must have to itself, a node's: private propagation, an empty
+// /run, and an empty CNI directory where the machine has one.
+func Prepare() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("test node: private mounts: %w", err)
+	}
+	for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/cni"} {
+		if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
+			continue // a mount point that isn't there would have to be made on the machine
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+			return fmt.Errorf("test node: tmpfs on %s: %w", dir, err)
+		}
+	}
+	return loopbackUp()
+}
+
+func loopbackUp() error {
+	if i, err := net.InterfaceByName("lo"); err == nil && i.Flags&net.FlagUp != 0 {
+		return nil
+	}
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("test node: lo: %w", err)
+	}
+	defer unix.Close(s)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("test node: lo: %w", err)
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("test node: lo up: %w", err)
+	}
+	return nil
+}

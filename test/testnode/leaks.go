@@ -1,0 +1,124 @@
+package testnode
+
+import (
+	"bufio"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+)
+
+// Snapshot is what can be left behind, seen from the namespaces of the caller: mounts, network namespaces, interfaces,
+// netfilter rules, cgroups, shared memory segments, and directories that belong to container runtimes.
+type Snapshot map[string]bool
+
+// Take makes a snapshot.
+func Take() Snapshot {
+	s := Snapshot{}
+	s.mounts()
+	s.cgroups()
+	s.lines("shared memory", "/proc/sysvipc/shm", 2)
+	if links, err := net.Interfaces(); err == nil {
+		for _, l := range links {
+			s["interface "+l.Name] = true
+		}
+	}
+	pins, _ := filepath.Glob("/run/netns/*")
+	for _, p := range pins {
+		s["netns "+p] = true
+	}
+	if out, err := exec.Command("nft", "--stateless", "list", "ruleset").Output(); err == nil {
+		table, chain := "", ""
+		for _, l := range strings.Split(string(out), "\n") {
+			switch f := strings.TrimSpace(l); {
+			case strings.HasPrefix(l, "table "):
+				table = strings.TrimSuffix(f, " {")
+			case strings.HasSuffix(f, "{"):
+				chain = strings.TrimSuffix(f, " {")
+			case f != "" && f != "}":
+				s["nft "+table+" "+chain+": "+f] = true
+			}
+		}
+	}
+	for _, dir := range []string{"/etc/cni", "/opt/cni", "/var/lib/cni", "/etc/cri-server", "/var/lib/cri-server",
+		"/run/cri-server", "/var/log/pods", "/var/log/containers", "/run/netns"} {
+		if _, err := os.Lstat(dir); err == nil {
+			s["directory "+dir] = true
+		}
+	}
+	return s
+}
+
+// Added lists, sorted, what after has and s has not.
+func (s Snapshot) Added(after Snapshot) []string {
+	var added []string
+	for k := range after {
+		if !s[k] {
+			added = append(added, k)
+		}
+	}
+	sort.Strings(added)
+	return added
+}
+
+func (s Snapshot) mounts() {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(l); len(f) > 5 {
+			s["mount "+f[4]+" ("+f[3]+")"] = true
+		}
+	}
+}
+
+func (s Snapshot) cgroups() {
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil //nolint:nilerr // cgroups come and go while one looks
+		}
+		// Unit tests that run at the same time have their own, which package testns looks after.
+		if strings.HasPrefix(d.Name(), "cri-test-") {
+			return filepath.SkipDir
+		}
+		s["cgroup "+path] = true
+		return nil
+	})
+}
+
+func (s Snapshot) lines(kind, file string, fields int) {
+	f, err := os.Open(file)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	for l := bufio.NewScanner(f); l.Scan(); {
+		if w := strings.Fields(l.Text()); len(w) >= fields {
+			s[kind+" "+strings.Join(w[:fields], " ")] = true
+		}
+	}
+}
+
+// Find lists the paths below dirs whose name holds one of the ids: records, snapshots and sockets of removed objects.
+func Find(ids []string, dirs ...string) []string {
+	var found []string
+	for _, dir := range dirs {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil //nolint:nilerr // what vanishes is no leak
+			}
+			for _, id := range ids {
+				if strings.Contains(d.Name(), id) {
+					found = append(found, "file "+path)
+					return nil
+				}
+			}
+			return nil
+		})
+	}
+	return found
+}
