@@ -1,0 +1,181 @@
+package hostlocal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLease bounds what is read of a lease file: a container id, a line break and an interface name.
+const maxLease = 4096
+
+// store is a network's directory. Its index spares reading every lease for each attachment: it holds while the
+// directory's mtime is the one that our own last change left.
+type store struct {
+	dir string
+	mu  chan struct{} // a mutex that gives up with its context
+
+	leases map[netip.Addr]string // address → content, trimmed
+	mtime  unix.Timespec
+}
+
+var stores sync.Map // dir → *store
+
+func open(dir string) *store {
+	s, _ := stores.LoadOrStore(dir, &store{dir: dir, mu: make(chan struct{}, 1)})
+	return s.(*store)
+}
+
+// locked runs f with the store to itself, among goroutines and processes.
+func (s *store) locked(ctx context.Context, f func() error) error {
+	select {
+	case s.mu <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("host-local: wait for %s: %w", s.dir, ctx.Err())
+	}
+	defer func() { <-s.mu }()
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("host-local: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("host-local: %w", err)
+	}
+	defer lock.Close() // and unlock
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("host-local: lock %s: %w", lock.Name(), err)
+		}
+		select { // another process has it; flock(2) itself has no deadline
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return fmt.Errorf("host-local: %s is locked by another process: %w", lock.Name(), ctx.Err())
+		}
+	}
+	if err := s.load(false); err != nil {
+		return err
+	}
+	err = f()
+	s.stamp()
+	return err
+}
+
+// load reads the leases if somebody else changed the directory, or anyway.
+func (s *store) load(force bool) error {
+	var st unix.Stat_t
+	if err := unix.Stat(s.dir, &st); err != nil {
+		return fmt.Errorf("host-local: %s: %w", s.dir, err)
+	}
+	if !force && s.leases != nil && st.Mtim == s.mtime {
+		return nil
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("host-local: %w", err)
+	}
+	s.leases = make(map[netip.Addr]string, len(entries))
+	for _, e := range entries {
+		a, err := netip.ParseAddr(e.Name())
+		if err != nil || !e.Type().IsRegular() {
+			continue
+		}
+		b, err := readLease(filepath.Join(s.dir, e.Name()))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("host-local: lease: %w", err)
+		}
+		s.leases[a] = b
+	}
+	return nil
+}
+
+func readLease(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, maxLease)
+	n, err := f.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimSpace(string(b[:n])), nil
+}
+
+func (s *store) stamp() {
+	var st unix.Stat_t
+	if unix.Stat(s.dir, &st) == nil {
+		s.mtime = st.Mtim
+	} else {
+		s.leases = nil
+	}
+}
+
+func content(id, ifname string) string { return strings.TrimSpace(id) + "\r\n" + ifname }
+
+// reserve writes a lease; false when the address is taken.
+func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
+	if _, taken := s.leases[a]; taken {
+		return false, nil
+	}
+	path := filepath.Join(s.dir, a.String())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_EXCL|os.O_CREATE, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		s.leases[a] = ""
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("host-local: lease: %w", err)
+	}
+	_, err = f.WriteString(content(id, ifname))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.WriteFile(filepath.Join(s.dir, "last_reserved_ip."+set), []byte(a.String()), 0o600)
+	}
+	if err != nil {
+		return false, errors.Join(fmt.Errorf("host-local: lease: %w", err), os.Remove(path))
+	}
+	s.leases[a] = content(id, ifname)
+	return true, nil
+}
+
+// last is the address that was given last from a range set.
+func (s *store) last(set string) netip.Addr {
+	b, err := readLease(filepath.Join(s.dir, "last_reserved_ip."+set))
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(b)
+	return a.Unmap()
+}
+
+// of returns the addresses of an attachment. Leases without an interface name are of old versions of the plugin.
+func (s *store) of(id, ifname string) []netip.Addr {
+	var as []netip.Addr
+	for a, c := range s.leases {
+		if c == content(id, ifname) || c == strings.TrimSpace(id) {
+			as = append(as, a)
+		}
+	}
+	return as
+}
+
+func (s *store) release(a netip.Addr) error {
+	if err := os.Remove(filepath.Join(s.dir, a.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("host-local: release: %w", err)
+	}
+	delete(s.leases, a)
+	return nil
+}
