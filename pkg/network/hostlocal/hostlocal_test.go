@@ -76,7 +76,7 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	left, _ := filepath.Glob(filepath.Join(dir, "n", "*[0-9:][.:]*"))
-	if len(left) != 4 { // two leases, two last_reserved_ip
+	if len(left) != 2 {
 		t.Error(left)
 	}
 }
