@@ -1,0 +1,226 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/objectid"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
+)
+
+// createTimeout bounds a whole CreateContainer, whoever waits for it (kubelet: 2 minutes).
+const createTimeout = 2 * time.Minute
+
+// Pod is what a container needs to know of its sandbox, which must be ready.
+type Pod struct {
+	ID      string
+	Config  *runtimeapi.PodSandboxConfig
+	Handler string
+	// Pid of pause, whose ipc, uts, pid and user namespaces the container may share.
+	Pid                              int
+	NetNS                            string // "" with the host's network
+	CgroupParent                     string
+	Hostname, Hosts, ResolvConf, Shm string // files on the host
+	UserNamespace                    bool
+	// Ready tells whether the sandbox is still ready.
+	Ready func() bool
+}
+
+// Create makes a container in a ready sandbox; its program does not run yet. It is one operation per container (Key): a
+// caller that comes while it runs joins it, and one that comes after it succeeded gets the same container again, as
+// long as it asks for the same thing.
+func (c *Containers) Create(ctx context.Context, pod *Pod, config *runtimeapi.ContainerConfig) (*Container, error) {
+	key := Key(pod.ID, config.GetMetadata())
+	return operation.Do(ctx, c.ops, "create "+key, createTimeout, func(ctx context.Context, op *operation.Op) (*Container, error) {
+		if ctr, err := c.existing(key, config); ctr != nil || err != nil {
+			return ctr, err
+		}
+		return c.create(ctx, op, pod, config)
+	})
+}
+
+// existing answers a retry: the container if it is there and the same.
+func (c *Containers) existing(key string, config *runtimeapi.ContainerConfig) (*Container, error) {
+	c.mu.RLock()
+	ctr := c.byID[c.byKey[key]]
+	c.mu.RUnlock()
+	switch {
+	case ctr == nil:
+		return nil, nil
+	case ctr.State != Created || !proto.Equal(ctr.Config, config):
+		return nil, fmt.Errorf("container %s of that name and attempt is there (%s); remove it, or raise the attempt: %w",
+			ctr.ID, ctr.State, errdefs.ErrAlreadyExists)
+	}
+	return ctr, nil
+}
+
+func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, config *runtimeapi.ContainerConfig) (*Container, error) {
+	op.Stage("image")
+	image, err := c.cfg.Images.Get(config.GetImage().GetImage())
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", config.GetImage().GetImage(), err)
+	}
+	ctr := &Container{
+		ID: objectid.New(), SandboxID: pod.ID, Config: config, Handler: pod.Handler, ImageID: image.ID, State: Creating,
+		CreatedAt: time.Now(), Resources: config.GetLinux().GetResources(), LogDir: pod.Config.GetLogDirectory(),
+	}
+	if ctr.StopSignal, err = stopSignal(config, image); err != nil {
+		return nil, err
+	}
+	if config.GetLogPath() != "" && ctr.LogDir != "" {
+		ctr.LogPath = filepath.Join(ctr.LogDir, config.GetLogPath())
+	}
+	if ctr.CgroupPath, err = c.cfg.Cgroups.Path(pod.CgroupParent, ctr.ID); err != nil {
+		return nil, err
+	}
+
+	op.Stage("record")
+	if err := c.save(ctr); err != nil {
+		return nil, err
+	}
+	c.set(ctr)
+	op.Undo("container "+ctr.ID, func(ctx context.Context) error { return c.discard(ctx, ctr) })
+
+	next := *ctr
+	op.Stage("snapshot")
+	if next.Rootfs, err = c.cfg.Images.Snapshot(ctx, ctr.ID, image.ID); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	op.Stage("spec")
+	sp, err := c.spec(pod, &next, image)
+	if err != nil {
+		return nil, err
+	}
+	next.Process = sp.Process
+	if err := c.build(ctx, op, pod, &next, sp); err != nil {
+		return nil, err
+	}
+
+	op.Stage("publish")
+	next.State = Created
+	next.Timeline = op.Timeline()
+	if err := c.save(&next); err != nil {
+		return nil, err
+	}
+	c.set(&next)
+	// Whoever stops the sandbox first makes it not ready and then looks for its containers: either they see this one, or
+	// it sees them.
+	if !pod.Ready() {
+		return nil, fmt.Errorf("sandbox %s was stopped meanwhile: %w", pod.ID, errdefs.ErrFailedPrecondition)
+	}
+	return &next, nil
+}
+
+// build makes the cgroup and lets cri-monitor make the container.
+func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr *Container, sp *specs.Spec) error {
+	h, err := c.cfg.Handlers.Resolve(pod.Handler)
+	if err != nil {
+		return err
+	}
+	req := &monitor.CreateRequest{
+		ID: ctr.ID, Spec: sp, Rootfs: ctr.Rootfs, OCI: h.OCI, Stdin: ctr.Config.GetStdin(), StdinOnce: ctr.Config.GetStdinOnce(),
+	}
+	if ctr.LogPath != "" {
+		req.LogDir, req.LogPath = ctr.LogDir, ctr.Config.GetLogPath()
+	}
+	if sp.Linux.Seccomp != nil {
+		op.Stage("seccomp")
+		if req.Seccomp, err = c.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
+			return fmt.Errorf("seccomp: %w", err)
+		}
+		if ctr.Filter, err = c.filters.put(req.Seccomp); err != nil {
+			return err
+		}
+	}
+	if h.OCI == nil {
+		op.Stage("cgroup")
+		if req.Cgroup, err = c.cfg.Cgroups.Create(ctx, ctr.CgroupPath, sp.Linux.Resources); err != nil {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	op.Stage("create")
+	st, err := c.cfg.Monitor.Create(ctx, req)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	ctr.Pid = st.Pid
+	return nil
+}
+
+// spec makes the container's OCI spec.
+func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image) (*specs.Spec, error) {
+	view, err := c.cfg.Images.View(image.ID)
+	if err != nil {
+		return nil, fmt.Errorf("image root: %w", err)
+	}
+	root, err := openRoot(view)
+	if err != nil {
+		return nil, fmt.Errorf("image root: %w", err)
+	}
+	defer root.Close()
+	target, err := c.targetPid(pod, ctr.Config)
+	if err != nil {
+		return nil, err
+	}
+	return spec.Container(&spec.Input{
+		ID: ctr.ID, Host: c.cfg.Host, Pod: pod.Config, Container: ctr.Config, Image: &image.Config.Config, Root: root,
+		Namespaces: namespaces(pod, target), CgroupPath: ctr.CgroupPath, SandboxID: pod.ID, ImageName: ctr.Config.GetImage().GetUserSpecifiedImage(),
+		PrivilegedPod: pod.Config.GetLinux().GetSecurityContext().GetPrivileged(),
+		Hostname: pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
+	})
+}
+
+// targetPid is the process whose pid namespace an ephemeral container shares (NamespaceMode_TARGET), else 0.
+func (c *Containers) targetPid(pod *Pod, config *runtimeapi.ContainerConfig) (int, error) {
+	o := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if o.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return 0, nil
+	}
+	target, err := c.Get(o.GetTargetId())
+	if err != nil {
+		return 0, fmt.Errorf("pid namespace target: %w", err)
+	}
+	if target.SandboxID != pod.ID {
+		return 0, fmt.Errorf("pid namespace target %s is in another sandbox: %w", target.ID, errdefs.ErrInvalidArgument)
+	}
+	if target.State != Running {
+		return 0, fmt.Errorf("pid namespace target %s is %s: %w", target.ID, target.State, errdefs.ErrFailedPrecondition)
+	}
+	return target.Pid, nil
+}
+
+// namespaces are the paths of the namespaces that the pod's containers can join.
+func namespaces(pod *Pod, target int) spec.Namespaces {
+	ns := func(pid int, name string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, name) }
+	n := spec.Namespaces{Net: pod.NetNS, IPC: ns(pod.Pid, "ipc"), UTS: ns(pod.Pid, "uts"), PID: ns(pod.Pid, "pid")}
+	if target != 0 {
+		n.PID = ns(target, "pid")
+	}
+	if pod.UserNamespace {
+		n.User = ns(pod.Pid, "user")
+	}
+	return n
+}
+
+// openRoot mounts a root file system where nobody sees it and opens it for reading beneath it. The mount goes with the
+// returned root.
+func openRoot(r rootfs.Rootfs) (*os.Root, error) {
+	m, err := r.Open(rootfs.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", m.Fd()))
+}

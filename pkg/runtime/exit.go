@@ -1,0 +1,86 @@
+package runtime
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+)
+
+// cleanupTimeout bounds what follows an exit: the monitor's entry and the cgroup are removed.
+const cleanupTimeout = time.Minute
+
+// Exited takes note that a container has ended, as told by cri-monitor. It returns false if there is no such
+// container, or if it is still being created (then Create sees to it).
+func (c *Containers) Exited(st monitor.State) bool {
+	c.mu.RLock()
+	ctr := c.byID[st.ID]
+	c.mu.RUnlock()
+	if ctr == nil {
+		return false
+	}
+	if ctr.State == Creating || ctr.Broken != "" {
+		return true
+	}
+	_, err := c.finish(st.ID, func(n *Container) { apply(n, st) })
+	if err != nil && !errdefs.IsNotFound(err) {
+		c.cfg.Log.Error("record the end of a container", "container", st.ID, "error", err)
+	}
+	return true
+}
+
+// apply puts the monitor's word on how a container ended into its picture.
+func apply(n *Container, st monitor.State) {
+	n.FinishedAt, n.ExitCode = st.FinishedAt, int32(st.ExitCode)
+	if n.StartedAt.IsZero() {
+		n.StartedAt = st.StartedAt
+	}
+	switch {
+	case st.StartError != "":
+		n.ExitCode, n.Reason, n.Message = codeStartError, ReasonStartError, st.StartError
+	case st.OOMKilled:
+		n.Reason = ReasonOOMKilled
+	case st.ExitCode == 0:
+		n.Reason = ReasonCompleted
+	default:
+		n.Reason = ReasonError
+	}
+}
+
+// finish records a container's end, once, and then takes down what is left of it but its writable layer. The end is
+// on record before the monitor forgets it.
+func (c *Containers) finish(id string, f func(*Container)) (*Container, error) {
+	first := false
+	ctr, err := c.change(id, func(n *Container) {
+		if first = n.State != Exited; first {
+			n.State, n.Pid = Exited, 0
+			f(n)
+		}
+	})
+	if err != nil || !first {
+		return ctr, err
+	}
+	c.reaping.Add(1)
+	go func() {
+		defer c.reaping.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+		defer cancel()
+		if err := c.release(ctx, ctr); err != nil {
+			c.cfg.Log.Warn("clean up after a container's end; removing it tries again", "container", id, "error", err)
+		}
+	}()
+	return ctr, nil
+}
+
+// release takes down what a container is made of in the kernel. Idempotent.
+func (c *Containers) release(ctx context.Context, ctr *Container) error {
+	if err := c.cfg.Monitor.Delete(ctx, ctr.ID); err != nil {
+		return err
+	}
+	if ctr.CgroupPath == "" {
+		return nil
+	}
+	return c.cfg.Cgroups.Delete(ctx, ctr.CgroupPath)
+}

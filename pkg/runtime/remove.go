@@ -1,0 +1,67 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+)
+
+// Remove ends a container if it still runs, removes its writable layer and forgets it. The log stays: it is the
+// caller's. Idempotent; an unknown id is no error, as the CRI wants it.
+func (c *Containers) Remove(ctx context.Context, id string) error {
+	ctr, err := c.Get(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.Stop(ctx, ctr.ID, 0); err != nil {
+		return err
+	}
+	unlock, err := c.locks.Lock(ctx, ctr.ID)
+	if err != nil {
+		return fmt.Errorf("container %s is busy: %w", ctr.ID, err)
+	}
+	defer unlock()
+	if !c.Known(ctr.ID) {
+		return nil
+	}
+	return c.discard(context.WithoutCancel(ctx), ctr)
+}
+
+// RemoveSandbox removes all containers of a sandbox.
+func (c *Containers) RemoveSandbox(ctx context.Context, sandboxID string) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, ctr := range c.OfSandbox(sandboxID) {
+		if ctr.State == Creating {
+			continue // its sandbox is not ready any more: Create finds that and cleans up
+		}
+		g.Go(func() error { return c.Remove(ctx, ctr.ID) })
+	}
+	return g.Wait()
+}
+
+// discard takes down a container and its record. If something can't be taken down the record stays, so that a retry or
+// the next start finds it.
+func (c *Containers) discard(ctx context.Context, ctr *Container) error {
+	if err := c.release(ctx, ctr); err != nil {
+		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
+	}
+	if err := c.cfg.Images.RemoveSnapshot(ctx, ctr.ID); err != nil {
+		return fmt.Errorf("remove container %s: snapshot: %w", ctr.ID, err)
+	}
+	unlock, err := c.edits.Lock(ctx, ctr.ID) // a late change must not bring the record back
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.records.Delete(ctr.ID); err != nil {
+		return fmt.Errorf("remove container %s: record: %w", ctr.ID, err)
+	}
+	c.rates.forget(ctr.ID)
+	c.drop(ctr)
+	return nil
+}

@@ -1,0 +1,136 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	defaultShmSize = 64 << 20
+	maxHostFile    = 1 << 20 // of /etc/hosts and /etc/resolv.conf that is copied
+)
+
+// Files are the pod's files on the host that containers get bind mounted.
+type Files struct {
+	Dir        string `json:"dir"` // holds all of them, private to the sandbox
+	Hostname   string `json:"hostname,omitempty"`
+	Hosts      string `json:"hosts,omitempty"`
+	ResolvConf string `json:"resolv_conf,omitempty"`
+	// Shm is the pod's /dev/shm, a tmpfs mount of the host; "" when the pod uses the host's ipc namespace.
+	Shm string `json:"shm,omitempty"`
+}
+
+// Hostname is the pod's host name: the configured one, else, with the host's network, the node's.
+func hostname(c *runtimeapi.PodSandboxConfig) (string, error) {
+	if c.GetHostname() != "" {
+		return c.GetHostname(), nil
+	}
+	if namespaceOptions(c).GetNetwork() == runtimeapi.NamespaceMode_NODE {
+		return os.Hostname()
+	}
+	return "", nil
+}
+
+// makeFiles writes the pod's files below dir and mounts its shm.
+func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files, error) {
+	f := Files{Dir: dir}
+	// Containers may run as any user and reach these files by bind mount only; the host's users need not.
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return f, err
+	}
+	name, err := hostname(c)
+	if err != nil {
+		return f, err
+	}
+	f.Hostname = filepath.Join(dir, "hostname")
+	if err := os.WriteFile(f.Hostname, []byte(name+"\n"), 0o644); err != nil {
+		return f, err
+	}
+	f.Hosts = filepath.Join(dir, "hosts")
+	if err := copyHostFile("/etc/hosts", f.Hosts); err != nil {
+		return f, err
+	}
+	f.ResolvConf = filepath.Join(dir, "resolv.conf")
+	if err := writeResolvConf(f.ResolvConf, c.GetDnsConfig()); err != nil {
+		return f, err
+	}
+	if log := c.GetLogDirectory(); log != "" {
+		if err := os.MkdirAll(log, 0o755); err != nil {
+			return f, fmt.Errorf("log directory: %w", err)
+		}
+	}
+	if namespaceOptions(c).GetIpc() != runtimeapi.NamespaceMode_NODE {
+		f.Shm = filepath.Join(dir, "shm")
+		if err := s.mountShm(f.Shm, c); err != nil {
+			return f, fmt.Errorf("shm: %w", err)
+		}
+	}
+	return f, nil
+}
+
+func (s *Sandboxes) mountShm(dir string, c *runtimeapi.PodSandboxConfig) error {
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	size := s.cfg.ShmSize
+	if size <= 0 {
+		size = defaultShmSize
+	}
+	data := "mode=1777,size=" + strconv.FormatInt(size, 10)
+	if ownUserNamespace(c) { // the root of the pod's user namespace owns it
+		u := namespaceOptions(c).GetUsernsOptions()
+		if len(u.GetUids()) > 0 && len(u.GetGids()) > 0 {
+			data += fmt.Sprintf(",uid=%d,gid=%d", u.Uids[0].HostId, u.Gids[0].HostId)
+		}
+	}
+	return unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, data)
+}
+
+// writeResolvConf writes exactly what the CRI's DNSConfig says; without any, the host's file is copied.
+func writeResolvConf(path string, dns *runtimeapi.DNSConfig) error {
+	if len(dns.GetServers())+len(dns.GetSearches())+len(dns.GetOptions()) == 0 {
+		return copyHostFile("/etc/resolv.conf", path)
+	}
+	var b strings.Builder
+	if len(dns.Searches) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(dns.Searches, " "))
+	}
+	for _, server := range dns.Servers {
+		fmt.Fprintf(&b, "nameserver %s\n", server)
+	}
+	if len(dns.Options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(dns.Options, " "))
+	}
+	return os.WriteFile(path, []byte(b.String()), 0o644)
+}
+
+func copyHostFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(b) > maxHostFile {
+		return fmt.Errorf("%s is larger than %d bytes", from, maxHostFile)
+	}
+	return os.WriteFile(to, b, 0o644)
+}
+
+// removeFiles unmounts and removes what makeFiles made. Idempotent.
+func removeFiles(f Files) error {
+	if f.Dir == "" {
+		return nil
+	}
+	// MNT_DETACH: a container that dies this moment may still hold the tmpfs. UMOUNT_NOFOLLOW: see umount(2).
+	err := unix.Unmount(filepath.Join(f.Dir, "shm"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s/shm: %w", f.Dir, err)
+	}
+	return os.RemoveAll(f.Dir)
+}

@@ -1,0 +1,224 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+	"github.com/seed-9a14075a/cri-server/pkg/objectid"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
+)
+
+// runTimeout bounds a whole RunPodSandbox, whoever waits for it: kubelet waits 4 minutes (2T).
+const runTimeout = 4 * time.Minute
+
+// Run makes a pod sandbox and returns it ready. It is one operation per pod (Key): a caller that comes while it runs
+// joins it, and one that comes after it succeeded gets the same sandbox again, as long as it asks for the same thing.
+// The operation goes on when its callers leave.
+func (s *Sandboxes) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
+	if _, err := s.cfg.Handlers.Resolve(handlerName); err != nil {
+		return nil, err
+	}
+	key := Key(config.GetMetadata())
+	sb, err := operation.Do(ctx, s.ops, "run "+key, runTimeout, func(ctx context.Context, op *operation.Op) (*Sandbox, error) {
+		if sb, err := s.existing(key, config, handlerName); sb != nil || err != nil {
+			return sb, err
+		}
+		return s.run(ctx, op, config, handlerName)
+	})
+	if err == nil && !sb.is(config, handlerName) { // joined an operation that was begun with another
+		return nil, differs(sb, key)
+	}
+	return sb, err
+}
+
+func (s *Sandbox) is(config *runtimeapi.PodSandboxConfig, handlerName string) bool {
+	return s.Handler == handlerName && proto.Equal(s.Config, config)
+}
+
+func differs(sb *Sandbox, key string) error {
+	return fmt.Errorf("sandbox %s of pod %s has another configuration: %w", sb.ID, key, errdefs.ErrAlreadyExists)
+}
+
+// existing answers a retry: the pod's sandbox if it is there, ready and the same.
+func (s *Sandboxes) existing(key string, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
+	s.mu.RLock()
+	sb := s.byID[s.byKey[key]]
+	s.mu.RUnlock()
+	switch {
+	case sb == nil:
+		return nil, nil
+	case sb.State != Ready:
+		return nil, fmt.Errorf("sandbox %s of pod %s is there and stopped; remove it, or raise the attempt: %w", sb.ID, key, errdefs.ErrAlreadyExists)
+	case !sb.is(config, handlerName):
+		return nil, differs(sb, key)
+	}
+	return sb, nil
+}
+
+func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
+	id := objectid.New()
+	sb := &Sandbox{ID: id, Config: config, Handler: handlerName, State: Creating, CreatedAt: time.Now()}
+
+	op.Stage("cgroup path")
+	sb.CgroupParent = config.GetLinux().GetCgroupParent()
+	path, err := s.cfg.Cgroups.Path(sb.CgroupParent, id)
+	if err != nil {
+		return nil, err
+	}
+	sb.CgroupPath = path
+	sb.Files.Dir = s.dir(id)
+	if !sb.HostNetwork() {
+		sb.NetNS = filepath.Join(s.cfg.NetnsDir, netnsPrefix+id)
+	}
+
+	op.Stage("record")
+	if err := s.save(sb); err != nil {
+		return nil, err
+	}
+	s.set(sb)
+	op.Undo("sandbox "+id, func(ctx context.Context) error { return s.discard(ctx, sb) })
+
+	op.Stage("files")
+	next := *sb
+	if next.Files, err = s.makeFiles(sb.Files.Dir, config); err != nil {
+		return nil, err
+	}
+	if err := s.raise(ctx, op, &next); err != nil {
+		return nil, err
+	}
+
+	op.Stage("publish")
+	next.State = Ready
+	next.Timeline = op.Timeline()
+	if err := s.save(&next); err != nil {
+		return nil, err
+	}
+	s.set(&next)
+	return &next, nil
+}
+
+// raise brings up network namespace, network and pause, as far as they allow at the same time.
+func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) error {
+	if sb.HostNetwork() || sb.UserNamespace() {
+		// The user namespace comes into being with pause and must own the network namespace (user_namespaces(7)).
+		op.Stage("pause")
+		if err := s.startPause(ctx, sb); err != nil || sb.HostNetwork() {
+			return err
+		}
+		op.Stage("netns")
+		if _, err := netns.PinPID(s.cfg.NetnsDir, netnsPrefix+sb.ID, sb.Pid); err != nil {
+			return err
+		}
+		op.Stage("network")
+		return s.attach(ctx, sb)
+	}
+	op.Stage("netns")
+	if _, err := netns.Create(s.cfg.NetnsDir, netnsPrefix+sb.ID); err != nil {
+		return err
+	}
+	op.Stage("network and pause")
+	var g errgroup.Group
+	var result Sandbox
+	g.Go(func() error {
+		result.Config, result.ID, result.NetNS, result.CgroupParent = sb.Config, sb.ID, sb.NetNS, sb.CgroupParent
+		return s.attach(ctx, &result)
+	})
+	err := s.startPause(ctx, sb)
+	if e := g.Wait(); err == nil {
+		err = e
+	}
+	sb.Network = result.Network
+	return err
+}
+
+func (s *Sandboxes) attach(ctx context.Context, sb *Sandbox) error {
+	var err error
+	if sb.Network, err = s.cfg.Network.Attach(ctx, s.pod(sb)); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return nil
+}
+
+func (s *Sandboxes) pod(sb *Sandbox) network.Pod {
+	m, dns := sb.Config.GetMetadata(), sb.Config.GetDnsConfig()
+	p := network.Pod{
+		ID: sb.ID, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(), NetNS: sb.NetNS,
+		Annotations: sb.Config.GetAnnotations(), CgroupParent: sb.CgroupParent,
+		DNS: network.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()},
+	}
+	for _, pm := range sb.Config.GetPortMappings() {
+		if pm.GetHostPort() == 0 {
+			continue
+		}
+		p.PortMappings = append(p.PortMappings, network.PortMapping{
+			Protocol: protocol(pm.GetProtocol()), ContainerPort: pm.GetContainerPort(), HostPort: pm.GetHostPort(), HostIP: pm.GetHostIp(),
+		})
+	}
+	return p
+}
+
+func protocol(p runtimeapi.Protocol) string {
+	switch p {
+	case runtimeapi.Protocol_UDP:
+		return "udp"
+	case runtimeapi.Protocol_SCTP:
+		return "sctp"
+	default:
+		return "tcp"
+	}
+}
+
+// startPause makes pause's cgroup and starts it.
+func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
+	h, err := s.cfg.Handlers.Resolve(sb.Handler)
+	if err != nil {
+		return err
+	}
+	sp, err := spec.Sandbox(&spec.SandboxInput{
+		ID: sb.ID, Host: s.cfg.Host, Pod: sb.Config, NetNS: s.joinedNetNS(sb), CgroupPath: sb.CgroupPath,
+	})
+	if err != nil {
+		return fmt.Errorf("pause: %w", err)
+	}
+	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause, OCI: h.OCI}
+	if h.OCI == nil {
+		if sp.Linux.Seccomp != nil {
+			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
+				return fmt.Errorf("pause: seccomp: %w", err)
+			}
+		}
+		if req.Cgroup, err = s.cfg.Cgroups.Create(ctx, sb.CgroupPath, sp.Linux.Resources); err != nil {
+			return fmt.Errorf("pause: cgroup: %w", err)
+		}
+	}
+	if _, err := s.cfg.Monitor.Create(ctx, req); err != nil {
+		return fmt.Errorf("pause: create: %w", err)
+	}
+	st, err := s.cfg.Monitor.Start(ctx, sb.ID)
+	if err != nil {
+		return fmt.Errorf("pause: start: %w", err)
+	}
+	sb.Pid = st.Pid
+	return nil
+}
+
+// joinedNetNS is the namespace that pause joins; "" where it makes its own or uses the host's.
+func (s *Sandboxes) joinedNetNS(sb *Sandbox) string {
+	if sb.UserNamespace() {
+		return ""
+	}
+	return sb.NetNS
+}
+
+func (s *Sandboxes) dir(id string) string { return filepath.Join(s.cfg.StateDir, "sandboxes", id) }

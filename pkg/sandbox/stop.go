@@ -1,0 +1,145 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+)
+
+// Stop takes the sandbox down: pause, network, namespaces, cgroup, files. The pod's containers must have been stopped.
+// Idempotent; an unknown id is no error, as the CRI wants it.
+func (s *Sandboxes) Stop(ctx context.Context, id string) error {
+	sb, err := s.Get(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	unlock, err := s.locks.Lock(ctx, sb.ID)
+	if err != nil {
+		return fmt.Errorf("sandbox %s is busy: %w", sb.ID, err)
+	}
+	defer unlock()
+	_, err = s.stop(ctx, sb.ID)
+	return err
+}
+
+// stop is Stop with the sandbox's lock held.
+func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
+	sb, err := s.Get(id)
+	if err != nil || sb.Released {
+		return sb, err
+	}
+	if sb.Broken == "" && sb.State != NotReady {
+		// First the record: whatever happens next, nobody takes this sandbox for ready again.
+		if sb, err = s.change(id, func(sb *Sandbox) { sb.State = NotReady }); err != nil {
+			return nil, err
+		}
+	}
+	// The caller may leave; what was begun is finished.
+	if err := s.release(context.WithoutCancel(ctx), sb); err != nil {
+		return nil, err
+	}
+	if sb.Broken != "" {
+		return sb, nil
+	}
+	return s.change(id, func(sb *Sandbox) { sb.Released, sb.Pid = true, 0 })
+}
+
+// release takes down everything that a sandbox is made of but its record. Each step is idempotent and is tried even if
+// another failed.
+func (s *Sandboxes) release(ctx context.Context, sb *Sandbox) error {
+	var g errgroup.Group
+	g.Go(func() error {
+		if err := s.cfg.Monitor.Delete(ctx, sb.ID); err != nil {
+			return fmt.Errorf("pause: %w", err)
+		}
+		if sb.CgroupPath != "" {
+			if err := s.cfg.Cgroups.Delete(ctx, sb.CgroupPath); err != nil {
+				return fmt.Errorf("cgroup: %w", err)
+			}
+		}
+		return nil
+	})
+	var detach, unpin error
+	if sb.NetNS != "" {
+		if detach = s.cfg.Network.Detach(ctx, s.pod(sb)); detach != nil {
+			detach = fmt.Errorf("network: %w", detach)
+		} else if unpin = netns.Remove(sb.NetNS); unpin != nil {
+			unpin = fmt.Errorf("netns: %w", unpin)
+		}
+	}
+	err := errors.Join(g.Wait(), detach, unpin)
+	if e := removeFiles(sb.Files); e != nil {
+		err = errors.Join(err, fmt.Errorf("files: %w", e))
+	}
+	if err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
+	}
+	return nil
+}
+
+// Remove stops the sandbox and forgets it. Its containers must have been removed. Idempotent.
+func (s *Sandboxes) Remove(ctx context.Context, id string) error {
+	sb, err := s.Get(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	unlock, err := s.locks.Lock(ctx, sb.ID)
+	if err != nil {
+		return fmt.Errorf("sandbox %s is busy: %w", sb.ID, err)
+	}
+	defer unlock()
+	if sb, err = s.stop(ctx, sb.ID); err != nil {
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	return s.forget(ctx, sb)
+}
+
+// discard takes down a sandbox that was not finished, with its record.
+func (s *Sandboxes) discard(ctx context.Context, sb *Sandbox) error {
+	if err := s.release(ctx, sb); err != nil {
+		return err // the record stays: the next start tries again
+	}
+	return s.forget(ctx, sb)
+}
+
+// forget deletes the record; a late change can't bring it back.
+func (s *Sandboxes) forget(ctx context.Context, sb *Sandbox) error {
+	unlock, err := s.edits.Lock(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.records.Delete(sb.ID); err != nil {
+		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
+	}
+	s.drop(sb)
+	return nil
+}
+
+// Retire marks a ready sandbox as not ready, so that no container can be created in it any more, and touches nothing
+// else. It goes before the pod's containers are stopped. Idempotent; an unknown id is no error.
+func (s *Sandboxes) Retire(id string) error {
+	sb, err := s.Get(id)
+	if errdefs.IsNotFound(err) || err == nil && sb.State != Ready {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.change(sb.ID, func(sb *Sandbox) { sb.State = NotReady })
+	return err
+}
