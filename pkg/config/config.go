@@ -25,7 +25,7 @@ const DefaultFile = "/etc/cri-server/config.toml"
 
 // Config holds the typed values; what each means stands in the table. Paths are absolute, sizes in bytes.
 type Config struct {
-	Listen      string
+	Socket      string
 	SocketMode  os.FileMode
 	SocketGroup string
 	State       string

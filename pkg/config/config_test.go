@@ -58,12 +58,12 @@ func TestPrecedence(t *testing.T) {
 	got := map[string]any{
 		"level": c.LogLevel, "shm": c.ShmSize, "nofile": c.NofileSoft, "mode": c.Network.Mode, "bridge": c.Network.Bridge,
 		"sock": c.SocketMode, "bins": c.Network.BinDirs, "ports": c.EnableUnprivilegedPorts, "icmp": c.EnableUnprivilegedICMP,
-		"stall": c.Image.PullStallTimeout, "discard": c.Image.DiscardBlobs, "listen": c.Listen, "runtimes": c.Runtimes,
+		"stall": c.Image.PullStallTimeout, "discard": c.Image.DiscardBlobs, "socket": c.Socket, "runtimes": c.Runtimes,
 	}
 	if diff := cmp.Diff(map[string]any{
 		"level": "warn", "shm": int64(1 << 20), "nofile": uint64(200), "mode": "embedded", "bridge": "br1",
 		"sock": os.FileMode(0o600), "bins": []string{"/a", "/b"}, "ports": false, "icmp": true,
-		"stall": 5 * time.Minute, "discard": true, "listen": "/run/cri-server/cri-server.sock",
+		"stall": 5 * time.Minute, "discard": true, "socket": "/run/cri-server/cri-server.sock",
 		"runtimes": map[string]*Runtime{
 			"native": {Engine: "native"},
 			"other":  {Engine: "native"},
@@ -80,7 +80,7 @@ func TestPrecedence(t *testing.T) {
 		"network.bridge":      file + ".d/20-b.toml:2",
 		"runtimes.runc.path":  file + ".d/10-a.toml:5",
 		"image.discard_blobs": "flag --image-discard-blobs",
-		"listen":              "default",
+		"socket":              "default",
 	} {
 		if got := c.Lookup(key).Origin.String(); got != want {
 			t.Errorf("%s comes from %s, not %s", key, got, want)
@@ -91,7 +91,7 @@ func TestPrecedence(t *testing.T) {
 func TestErrorsSayWhereAndWhat(t *testing.T) {
 	long := "'/" + strings.Repeat("x", 107) + "'"
 	for name, tc := range map[string]struct{ text, want string }{
-		"unknown key":          {"\nlisen = '/x'\n", `config.toml:2: lisen: unknown key, did you mean "listen"?`},
+		"unknown key":          {"\nsoket = '/x'\n", `config.toml:2: soket: unknown key, did you mean "socket"?`},
 		"unknown in section":   {"[network]\nmoed = 'cni'", `config.toml:2: network.moed: unknown key, did you mean "network.mode"?`},
 		"in the wrong section": {"conf_dir = '/x'", `config.toml:1: conf_dir: unknown key, did you mean "network.conf_dir"?`},
 		"nothing near":         {"zzzzzzzz = 1", "config.toml:1: zzzzzzzz: unknown key: "},
@@ -101,8 +101,8 @@ func TestErrorsSayWhereAndWhat(t *testing.T) {
 		"handler name":         {"[runtimes.Bad_Name]\nengine = 'oci'", "config.toml:1: runtimes.Bad_Name: unknown key"},
 		"array of tables":      {"[[runtimes.runc]]\nengine = 'oci'", "config.toml:1: runtimes.runc: want a table, not an array"},
 		"section as value":     {"network = 'cni'", "config.toml:1: network: want a table, not a string"},
-		"value as section":     {"[listen]\nx = 1", "config.toml:1: listen: want a string, not a table"},
-		"type string":          {"listen = 1", "config.toml:1: listen: want a string, not an integer"},
+		"value as section":     {"[socket]\nx = 1", "config.toml:1: socket: want a string, not a table"},
+		"type string":          {"socket = 1", "config.toml:1: socket: want a string, not an integer"},
 		"type bool":            {"enable_unprivileged_ports = 'yes'", "want true or false, not a string"},
 		"type int":             {"nofile_soft = 1.5", "want an integer, not a float"},
 		"type list":            {"cdi_dirs = '/x'", "want an array of strings, not a string"},
@@ -112,7 +112,7 @@ func TestErrorsSayWhereAndWhat(t *testing.T) {
 		"choice":               {"[network]\nmode = 'embeded'", `"embeded" is none of auto, cni, embedded, did you mean "embedded"?`},
 		"path":                 {"state = 'run'", `state: "run" is no absolute, clean path`},
 		"path dots":            {"state = '/a/../b'", "is no absolute, clean path"},
-		"socket length":        {"listen = " + long, "more than 107 bytes"},
+		"socket length":        {"socket = " + long, "more than 107 bytes"},
 		"size range":           {"shm_size = '1KiB'", "1KiB is not within 64KiB and "},
 		"size overflow":        {"shm_size = '99999999999TiB'", "want a number of bytes"},
 		"size negative":        {"shm_size = -1", "want a number of bytes"},
@@ -124,8 +124,8 @@ func TestErrorsSayWhereAndWhat(t *testing.T) {
 		"address":              {"stream.address = 'localhost'", `"localhost" is no address and port`},
 		"interface":            {"network.bridge = 'a/b'", "is no interface name"},
 		"feature":              {"[runtimes.a]\nfeatures = ['user_namespace']", `did you mean "user_namespaces"?`},
-		"syntax":               {"listen = '/x'\nlog_level = \n", "config.toml:2:"},
-		"twice":                {"listen = '/x'\nlisten = '/y'\n", "config.toml:2:"},
+		"syntax":               {"socket = '/x'\nlog_level = \n", "config.toml:2:"},
+		"twice":                {"socket = '/x'\nlisten = '/y'\n", "config.toml:2:"},
 		"no such runtime":      {"default_runtime = 'runc'", "config.toml:1: default_runtime: there is no [runtimes.runc] (there are: native)"},
 		"soft above hard":      {"nofile_soft = 600000", "600000 is above nofile_hard, 524288"},
 		"state in root":        {"state = '/var/lib/cri-server/state'", "must not lie in each other"},
@@ -175,7 +175,7 @@ func TestBadPaths(t *testing.T) {
 
 func TestBadFlags(t *testing.T) {
 	for _, arg := range []string{"--log-level=loud", "--shm-size=x", "--enable-unprivileged-ports=maybe", "--nofile-soft=x",
-		"--socket-mode=x", "--listen=x", "--network-pod-cidr=1", "--stream-idle-timeout=1ms", "--no-such-flag"} {
+		"--socket-mode=x", "--socket=x", "--network-pod-cidr=1", "--stream-idle-timeout=1ms", "--no-such-flag"} {
 		fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 		BindFlags(fs)
 		if err := fs.Parse([]string{arg}); err == nil {
@@ -329,7 +329,7 @@ func TestDocsAreUpToDate(t *testing.T) {
 }
 
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte("listen = '/x'\n[runtimes.a]\nengine = 'oci'\n"))
+	f.Add([]byte("socket = '/x'\n[runtimes.a]\nengine = 'oci'\n"))
 	f.Add([]byte("a.b = {c = [{d = 1}]}\n[[e]]\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file := filepath.Join(t.TempDir(), "c.toml")

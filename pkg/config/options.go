@@ -55,7 +55,7 @@ func table(c *Config) []*Option {
 
 func daemonOptions(c *Config) []*Option {
 	return []*Option{
-		{Key: "listen", value: text(&c.Listen, "/run/cri-server/cri-server.sock", "path", socketPath),
+		{Key: "socket", value: text(&c.Socket, "/run/cri-server/cri-server.sock", "path", socketPath),
 			Doc: "Unix socket of the CRI; kubelet's `--container-runtime-endpoint` and crictl name it `unix://PATH`. A socket that systemd hands over is used instead."},
 		{Key: "socket_mode", value: mode(&c.SocketMode, 0o660),
 			Doc: "Permissions of the socket. Who can write to it is root on this machine."},
@@ -69,7 +69,7 @@ func daemonOptions(c *Config) []*Option {
 			Doc: "Least severity that is logged."},
 		{Key: "log_format", value: choice(&c.LogFormat, "text", "text", "json"),
 			Doc: "Form of the server's log on stderr."},
-		{Key: "monitor_path", value: text(&c.MonitorPath, "", "path", emptyOr(absolute)),
+		{Key: "monitor_path", Flag: "monitor", value: text(&c.MonitorPath, "", "path", emptyOr(absolute)),
 			Doc: "The cri-monitor binary. Empty: beside cri-server's own binary."},
 	}
 }
@@ -129,7 +129,7 @@ func streamOptions(s *Stream) []*Option {
 
 func imageOptions(i *Image) []*Option {
 	return []*Option{
-		{Key: "image.certs_dir", value: text(&i.CertsDir, "/etc/cri-server/certs.d", "path", absolute),
+		{Key: "image.certs_dir", Flag: "certs-dir", value: text(&i.CertsDir, "/etc/cri-server/certs.d", "path", absolute),
 			Doc: "Registry mirrors and certificates, `HOST/hosts.toml` as in containerd. Read anew for every pull."},
 		{Key: "image.snapshotter", value: choice(&i.Snapshotter, "auto", "auto", "overlay", "btrfs", "copy"),
 			Doc: "How writable layers are made. auto: the first that works on `root`'s file system."},
