@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Command runs a program to its end, as os/exec does, where a Reaper owns wait(2).
@@ -46,15 +48,21 @@ func (c *Command) Run(ctx context.Context, r *Reaper) (Status, error) {
 	if env == nil {
 		env = os.Environ()
 	}
+	pidfd := -1 // so that the kill below can't reach another process: the Reaper may reap at any moment
 	child, err := r.Fork(func() (int, error) {
-		return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{Dir: c.Dir, Env: env, Files: files})
+		return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
+			Dir: c.Dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+		})
 	})
 	if err != nil {
 		return Status{}, fmt.Errorf("%s %s: %w", c.Path, strings.Join(c.Args, " "), err)
 	}
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
+	}
 	s, err := child.Wait(ctx)
 	if err != nil {
-		_ = syscall.Kill(child.Pid(), syscall.SIGKILL) // not yet reaped, so the pid is still its own
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // ESRCH: it has just ended
 		<-child.Done()
 		return child.status, err
 	}

@@ -36,6 +36,9 @@ type Child struct {
 	pid    int
 	done   chan struct{}
 	status Status
+
+	mu    sync.Mutex
+	after []func(Status) // nil once done is closed
 }
 
 // Pid of the child. It can't be reused before Done is closed.
@@ -59,10 +62,41 @@ func (c *Child) Wait(ctx context.Context) (Status, error) {
 	}
 }
 
+// AfterExit calls f in a goroutine of its own once the child was reaped; at once if it already was. It lets one wait for
+// thousands of children without a goroutine for each.
+func (c *Child) AfterExit(f func(Status)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.done:
+		go f(c.status)
+	default:
+		c.after = append(c.after, f)
+	}
+}
+
+// finish publishes the status.
+func (c *Child) finish(s Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status = s
+	close(c.done)
+	for _, f := range c.after {
+		go f(s)
+	}
+	c.after = nil
+}
+
 // exit is the end of a process that nobody has asked for yet; seq orders exits.
 type exit struct {
 	status Status
 	seq    uint64
+}
+
+// past names one entry of unclaimed; it is stale when the entry was claimed, or replaced by a later exit of the pid.
+type past struct {
+	pid int
+	seq uint64
 }
 
 // Reaper reaps every child of the process. The zero value is not usable; see New.
@@ -70,7 +104,7 @@ type Reaper struct {
 	mu        sync.Mutex
 	children  map[int]*Child
 	unclaimed map[int]exit
-	order     []int  // pids in unclaimed, oldest first
+	order     []past // what was put into unclaimed, oldest first
 	seq       uint64 // exits seen so far
 
 	sigs chan os.Signal
@@ -128,8 +162,7 @@ func (r *Reaper) register(pid int, since uint64) *Child {
 	e, ok := r.unclaimed[pid]
 	delete(r.unclaimed, pid)
 	if ok && e.seq > since {
-		c.status = e.status
-		close(c.done)
+		c.finish(e.status)
 		return c
 	}
 	r.children[pid] = c
@@ -169,14 +202,15 @@ func (r *Reaper) settle(pid int, s Status) {
 	r.seq++
 	if c := r.children[pid]; c != nil {
 		delete(r.children, pid)
-		c.status = s
-		close(c.done)
+		c.finish(s)
 		return
 	}
 	if len(r.order) >= maxUnclaimed {
-		delete(r.unclaimed, r.order[0])
+		if old := r.order[0]; r.unclaimed[old.pid].seq == old.seq {
+			delete(r.unclaimed, old.pid)
+		}
 		r.order = r.order[1:]
 	}
 	r.unclaimed[pid] = exit{s, r.seq}
-	r.order = append(r.order, pid)
+	r.order = append(r.order, past{pid, r.seq})
 }

@@ -1,0 +1,271 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// maxIdle is how many connections are kept for the next calls.
+const maxIdle = 8
+
+// Client talks to a cri-monitor. It holds no state: after a restart of either side it simply connects again.
+type Client struct {
+	socket string
+
+	mu     sync.Mutex
+	idle   []*net.UnixConn
+	closed bool
+}
+
+// Dial returns a Client once a cri-monitor has answered on socket. ErrUnavailable when none does.
+func Dial(ctx context.Context, socket string) (*Client, error) {
+	c := &Client{socket: socket}
+	uc, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.put(uc)
+	return c, nil
+}
+
+// Close closes the idle connections. Calls under way, execs, attachments and event streams are not disturbed.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, uc := range c.idle {
+		uc.Close()
+	}
+	c.idle = nil
+	return nil
+}
+
+// connect opens a connection and agrees on the protocol.
+func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, frameTime)
+	defer cancel()
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "unix", c.socket)
+	if err != nil {
+		return nil, fmt.Errorf("cri-monitor does not answer: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	uc := nc.(*net.UnixConn)
+	var agreed hello
+	if err := roundTrip(ctx, uc, kindHello, hello{protocolMin, protocolMax}, &agreed); err != nil {
+		uc.Close()
+		return nil, fmt.Errorf("cri-monitor: %w", err)
+	}
+	return uc, nil
+}
+
+// get returns an idle connection, or a new one.
+func (c *Client) get(ctx context.Context) (*net.UnixConn, error) {
+	for {
+		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return nil, fmt.Errorf("client is closed: %w", errdefs.ErrFailedPrecondition)
+		}
+		n := len(c.idle)
+		if n == 0 {
+			c.mu.Unlock()
+			return c.connect(ctx)
+		}
+		uc := c.idle[n-1]
+		c.idle = c.idle[:n-1]
+		c.mu.Unlock()
+		if alive(uc) {
+			return uc, nil
+		}
+		uc.Close()
+	}
+}
+
+func (c *Client) put(uc *net.UnixConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || len(c.idle) >= maxIdle {
+		uc.Close()
+		return
+	}
+	c.idle = append(c.idle, uc)
+}
+
+// alive tells whether nothing has come on an idle connection, not even its end: cri-monitor may have been restarted.
+func alive(uc *net.UnixConn) bool {
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok := false
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		ok = err == unix.EAGAIN
+		return true
+	})
+	return err == nil && ok
+}
+
+// call carries out a unary call on a pooled connection. Without a deadline in ctx it has callTime and a little, so that
+// the server's own deadline comes first.
+func (c *Client) call(ctx context.Context, k kind, in, out any) error {
+	if _, ok := ctx.Deadline(); !ok && k != kindWait {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTime+frameTime)
+		defer cancel()
+	}
+	uc, err := c.get(ctx)
+	if err != nil {
+		return err
+	}
+	err = roundTrip(ctx, uc, k, in, out)
+	var remote *remoteError
+	if err == nil || errors.As(err, &remote) {
+		c.put(uc)
+	} else {
+		uc.Close()
+	}
+	return err
+}
+
+// roundTrip sends a request and waits for its answer. After an error other than a remoteError, or when ctx has ended,
+// the connection can't be used any more.
+func roundTrip(ctx context.Context, uc *net.UnixConn, k kind, in, out any, files ...*os.File) error {
+	f, err := exchange(ctx, uc, k, in, files...)
+	if err != nil {
+		return err
+	}
+	f.closeFiles()
+	if out == nil || len(f.body) == 0 {
+		return nil
+	}
+	return f.decode(out)
+}
+
+// exchange returns the answer of a request, whatever kind it is but an error.
+func exchange(ctx context.Context, uc *net.UnixConn, k kind, in any, files ...*os.File) (*frame, error) {
+	stop := context.AfterFunc(ctx, func() { uc.Close() })
+	err := writeFrame(uc, k, 1, in, files...)
+	var f *frame
+	if err == nil {
+		f, err = readFrame(uc)
+	}
+	if !stop() { // closed under our hands
+		if f != nil {
+			f.closeFiles()
+		}
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, lost(err)
+	}
+	return f, f.err()
+}
+
+// err is the error that an answer carries.
+func (f *frame) err() error {
+	if f.kind != kindError {
+		return nil
+	}
+	f.closeFiles()
+	var w wireError
+	if err := f.decode(&w); err != nil {
+		return err
+	}
+	return w.decode()
+}
+
+// lost describes the failure of a connection.
+func lost(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("cri-monitor has closed the connection: %w", errdefs.ErrUnavailable)
+	}
+	if errors.Is(err, errdefs.ErrInvalidArgument) {
+		return err
+	}
+	return fmt.Errorf("connection to cri-monitor: %w: %w", err, errdefs.ErrUnavailable)
+}
+
+// Version tells which cri-monitor answers.
+func (c *Client) Version(ctx context.Context) (v Version, err error) {
+	err = c.call(ctx, kindVersion, nil, &v)
+	return v, err
+}
+
+// Create builds a container. When ctx ends first, the container may come into being all the same; it is then listed and
+// can be deleted. ErrAlreadyExists for an id that is in use.
+func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err error) {
+	err = c.call(ctx, kindCreate, req, &st)
+	return st, err
+}
+
+// Start runs a created container's program. ErrNotFound and ErrPermissionDenied tell about the program, or the
+// container; ErrFailedPrecondition when it is not in the state created.
+func (c *Client) Start(ctx context.Context, id string) (st State, err error) {
+	err = c.call(ctx, kindStart, target{ID: id}, &st)
+	return st, err
+}
+
+// Signal sends sig to the container's init. ErrNotFound when it has ended.
+func (c *Client) Signal(ctx context.Context, id string, sig unix.Signal) error {
+	return c.call(ctx, kindSignal, target{ID: id, Signal: int(sig)}, nil)
+}
+
+// Kill sends SIGKILL to all processes of the container.
+func (c *Client) Kill(ctx context.Context, id string) error {
+	return c.call(ctx, kindKill, target{ID: id}, nil)
+}
+
+// Wait returns the state of the container once it is stopped and its log is written out. It has no deadline but ctx's.
+func (c *Client) Wait(ctx context.Context, id string) (st State, err error) {
+	err = c.call(ctx, kindWait, target{ID: id}, &st)
+	return st, err
+}
+
+// Delete kills what is left of the container and forgets it. It is no error if there is none.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	return c.call(ctx, kindDelete, target{ID: id}, nil)
+}
+
+// State returns what is known of a container.
+func (c *Client) State(ctx context.Context, id string) (st State, err error) {
+	err = c.call(ctx, kindState, target{ID: id}, &st)
+	return st, err
+}
+
+// List returns the state of all containers, by id.
+func (c *Client) List(ctx context.Context) (list []State, err error) {
+	err = c.call(ctx, kindList, nil, &list)
+	return list, err
+}
+
+// ReopenLog makes the container's log go on in a new file, after the old one was renamed. On error it goes on in the
+// old one, and no new file was made.
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	return c.call(ctx, kindReopenLog, target{ID: id}, nil)
+}
+
+// Resize sets the size of the container's terminal in characters. ErrFailedPrecondition without one.
+func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
+	return c.call(ctx, kindResize, target{ID: id, Width: width, Height: height}, nil)
+}
+
+// Shutdown ends cri-monitor. ErrFailedPrecondition while containers exist.
+func (c *Client) Shutdown(ctx context.Context) error {
+	return c.call(ctx, kindShutdown, nil, nil)
+}
+
+// deadline is the time limit for opening a connection of its own.
+func deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, callTime+time.Second)
+}

@@ -1,0 +1,259 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// stream is a connection of its own for something long-lived. One goroutine reads it; close waits for that.
+type stream struct {
+	uc    *net.UnixConn
+	write sync.Mutex
+	done  chan struct{} // closed when the reader has ended
+}
+
+// open makes a stream by a request, and returns its answer.
+func (c *Client) open(ctx context.Context, k kind, in any, files ...*os.File) (*stream, *frame, error) {
+	ctx, cancel := deadline(ctx)
+	defer cancel()
+	uc, err := c.connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := exchange(ctx, uc, k, in, files...)
+	if err != nil {
+		uc.Close()
+		return nil, nil, err
+	}
+	return &stream{uc: uc, done: make(chan struct{})}, f, nil
+}
+
+// read gives every frame to got until that returns false, or the connection ends; the error is that of the connection.
+func (s *stream) read(got func(*frame) bool) error {
+	for {
+		f, err := readFrame(s.uc)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("closed: %w", errdefs.ErrAborted)
+			}
+			return lost(err)
+		}
+		f.closeFiles()
+		if err := f.err(); err != nil {
+			return err
+		}
+		if !got(f) {
+			return nil
+		}
+	}
+}
+
+func (s *stream) close() error {
+	err := s.uc.Close()
+	<-s.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Exec is a process that runs in a container.
+type Exec struct {
+	// Pid in cri-monitor's pid namespace.
+	Pid int
+	// Terminal is the pty master, nil without a terminal. The caller closes it.
+	Terminal *os.File
+
+	s    *stream
+	code int
+	err  error
+}
+
+// Exec runs a process in a running container and returns once it runs. The caller keeps its files in req, and closes
+// the child's ends, since cri-monitor has got duplicates. The session, all processes that came of it, is killed when
+// the Exec is closed, or this process dies, before it has ended.
+func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
+	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
+	call.Process, call.Seccomp = req.Process, req.Seccomp
+	s, f, err := c.open(ctx, kindExec, call, files...)
+	if err != nil {
+		return nil, err
+	}
+	x := &Exec{s: s}
+	var started execStarted
+	if err := f.decode(&started); err != nil || f.kind != kindStarted {
+		f.closeFiles()
+		s.uc.Close()
+		return nil, fmt.Errorf("unexpected answer of kind %d: %w", f.kind, errdefs.ErrInternal)
+	}
+	x.Pid = started.Pid
+	if len(f.files) > 0 {
+		x.Terminal = f.files[0]
+		for _, extra := range f.files[1:] {
+			extra.Close()
+		}
+	}
+	go func() {
+		defer close(s.done)
+		x.err = s.read(func(f *frame) bool {
+			var exited execExited
+			if f.kind != kindExited || f.decode(&exited) != nil {
+				return true
+			}
+			x.code = exited.Code
+			return false
+		})
+	}()
+	return x, nil
+}
+
+// Wait returns the exit code, 128+n for a death by signal n, once the process itself has ended. Processes that it left
+// behind may hold its pipes open. ErrUnavailable when cri-monitor was lost, ErrAborted after Close.
+func (x *Exec) Wait(ctx context.Context) (int, error) {
+	select {
+	case <-x.s.done:
+		return x.code, x.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// Kill ends the process and all that came of it; Wait then tells its exit.
+func (x *Exec) Kill() error {
+	x.s.write.Lock()
+	defer x.s.write.Unlock()
+	select {
+	case <-x.s.done:
+		return nil
+	default:
+	}
+	if err := writeFrame(x.s.uc, kindExecKill, 2, nil); err != nil {
+		return lost(err)
+	}
+	return nil
+}
+
+// Close ends the session; if its process still runs, it is killed with all that came of it.
+func (x *Exec) Close() error { return x.s.close() }
+
+// Attachment is a connection to a container's stdio.
+type Attachment struct {
+	s   *stream
+	err error
+}
+
+// Attach connects to the stdio of a container that has not ended. The caller keeps its files and closes them, since
+// cri-monitor has got duplicates. ErrFailedPrecondition when the container has ended.
+func (c *Client) Attach(ctx context.Context, req *AttachRequest) (*Attachment, error) {
+	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
+	s, f, err := c.open(ctx, kindAttach, call, files...)
+	if err != nil {
+		return nil, err
+	}
+	f.closeFiles()
+	a := &Attachment{s: s}
+	go func() {
+		defer close(s.done)
+		a.err = s.read(func(f *frame) bool { return f.kind != kindExited })
+	}()
+	return a, nil
+}
+
+// Wait returns nil when the container has ended and all its output was passed on, or when all files were closed at
+// their other end. ErrResourceExhausted: dropped for being slow. ErrUnavailable: cri-monitor was lost.
+func (a *Attachment) Wait(ctx context.Context) error {
+	select {
+	case <-a.s.done:
+		return a.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close ends the attachment. The container goes on.
+func (a *Attachment) Close() error { return a.s.close() }
+
+// stdioOf describes and lists the files that are there.
+func stdioOf(id string, stdin, stdout, stderr *os.File) (*stdioCall, []*os.File) {
+	var files []*os.File
+	for _, f := range []*os.File{stdin, stdout, stderr} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	return &stdioCall{ID: id, Stdin: stdin != nil, Stdout: stdout != nil, Stderr: stderr != nil}, files
+}
+
+// Events is a stream of changes.
+type Events struct {
+	// Known is how many events at the beginning tell of containers that there already were: type created, started or
+	// stopped by their state, all with the Seq of the last change before.
+	Known int
+
+	s    *stream
+	ch   chan Event
+	quit chan struct{}
+	once sync.Once
+	err  error
+}
+
+// Events subscribes to changes. The first events tell of every container that there is.
+func (c *Client) Events(ctx context.Context) (*Events, error) {
+	s, f, err := c.open(ctx, kindEvents, nil)
+	if err != nil {
+		return nil, err
+	}
+	var snap snapshot
+	if err := f.decode(&snap); err != nil || f.kind != kindSnapshot {
+		f.closeFiles()
+		s.uc.Close()
+		return nil, fmt.Errorf("unexpected answer of kind %d: %w", f.kind, errdefs.ErrInternal)
+	}
+	e := &Events{Known: snap.Events, s: s, ch: make(chan Event, 64), quit: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		defer close(e.ch)
+		e.err = s.read(func(f *frame) bool {
+			var ev Event
+			if f.kind != kindEvent || f.decode(&ev) != nil {
+				return true
+			}
+			select {
+			case e.ch <- ev:
+				return true
+			case <-e.quit:
+				return false
+			}
+		})
+	}()
+	return e, nil
+}
+
+// Next waits for the next event. ErrUnavailable when cri-monitor was lost, ErrResourceExhausted when it has cut this
+// subscriber off because too many events waited for it; subscribe again then.
+func (e *Events) Next(ctx context.Context) (Event, error) {
+	select {
+	case ev, ok := <-e.ch:
+		if ok {
+			return ev, nil
+		}
+		if e.err == nil {
+			return Event{}, fmt.Errorf("closed: %w", errdefs.ErrAborted)
+		}
+		return Event{}, e.err
+	case <-ctx.Done():
+		return Event{}, ctx.Err()
+	}
+}
+
+// Close ends the stream.
+func (e *Events) Close() error {
+	e.once.Do(func() { close(e.quit) })
+	return e.s.close()
+}

@@ -1,0 +1,156 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
+)
+
+const (
+	// drainTime is how long the output of an ended container may take to reach its end: only a process outside its
+	// cgroup and pid namespace can hold the pipe open that long.
+	drainTime = time.Second
+	// killTime bounds the killing of what an ended container leaves.
+	killTime = 10 * time.Second
+)
+
+// container is one container from Create to Delete.
+type container struct {
+	s       *Server
+	id      string
+	dir     string         // the engine's
+	cgroup  *engine.Cgroup // where its processes are; nil when only the OCI runtime knows
+	oom     *engine.Cgroup
+	oomKill uint64 // the kernel's count at the beginning
+	// ownPids: its init is pid 1 of its own pid namespace, so that the kernel kills all others with it.
+	ownPids     bool
+	oci         bool
+	oomScoreAdj *int
+	uids, gids  []specs.LinuxIDMapping // of its user namespace
+
+	// op is held, as a one-slot semaphore, by Create, Start and Delete.
+	op chan struct{}
+	// starting is held while Start decides what the state is, so that an exit is published after it.
+	starting sync.Mutex
+
+	ctr     engine.Container
+	streams *stdio.Streams
+
+	publish sync.Mutex // one change of state at a time, in the order of its event
+	state   atomic.Pointer[State]
+	stopped chan struct{}
+
+	execs execSet
+	gone  bool // deleted; guarded by op
+}
+
+// lock takes op. The error is ctx's.
+func (c *container) lock(ctx context.Context) error {
+	select {
+	case c.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s is busy: %w", c.id, ctx.Err())
+	}
+}
+
+func (c *container) unlock() { <-c.op }
+
+// change publishes a new state and its event.
+func (c *container) change(event string, f func(*State)) State {
+	c.publish.Lock()
+	defer c.publish.Unlock()
+	st := *c.state.Load()
+	f(&st)
+	c.s.events.publish(event, st, func() { c.state.Store(&st) })
+	return st
+}
+
+func (c *container) start(ctx context.Context) (State, error) {
+	if err := c.lock(ctx); err != nil {
+		return State{}, err
+	}
+	defer c.unlock()
+	if st := c.state.Load(); st.Status != Created {
+		return State{}, fmt.Errorf("container %s is %s, not created: %w", c.id, st.Status, errdefs.ErrFailedPrecondition)
+	}
+	c.starting.Lock()
+	if err := c.ctr.Start(ctx); err != nil {
+		c.change("", func(st *State) { st.StartError = err.Error() })
+		c.starting.Unlock()
+		_ = c.kill(ctx) // it should be dead by the engine's contract; make sure that its exit follows
+		return State{}, fmt.Errorf("start: %w", err)
+	}
+	st := c.change("started", func(st *State) { st.Status, st.StartedAt = Running, time.Now() })
+	c.starting.Unlock()
+	return st, nil
+}
+
+// exited brings the container to its end: its init was reaped.
+func (c *container) exited(status reaper.Status) {
+	finished := time.Now()
+	c.starting.Lock() // a Start under way publishes first
+	c.starting.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), killTime)
+	defer cancel()
+	oom := false
+	if n, ok := oomKills(c.oom); ok {
+		oom = n > c.oomKill
+	}
+	if !c.ownPids {
+		if err := c.ctr.Kill(ctx); err != nil {
+			c.s.log.Error("processes of an ended container may live on", "container", c.id, "err", err)
+		}
+	}
+	c.streams.Stop(ctx, drainTime)
+	c.change("stopped", func(st *State) {
+		st.Status, st.Pid, st.FinishedAt, st.OOMKilled = Stopped, 0, finished, oom
+		st.ExitCode = status.Code()
+		if status.Signaled() {
+			st.Signal = int(status.Signal())
+		}
+		if st.StartError != "" {
+			st.ExitCode, st.Signal = startErrorCode, 0
+		}
+	})
+	close(c.stopped)
+}
+
+// startErrorCode is the exit code of a container whose program could not be executed; containerd's convention.
+const startErrorCode = 128
+
+func (c *container) wait(ctx context.Context) (State, error) {
+	select {
+	case <-c.stopped:
+		return *c.state.Load(), nil
+	case <-ctx.Done():
+		return State{}, ctx.Err()
+	}
+}
+
+func (c *container) signal(sig unix.Signal) error {
+	if c.state.Load().Status == Stopped {
+		return fmt.Errorf("container %s has ended: %w", c.id, errdefs.ErrNotFound)
+	}
+	if err := c.ctr.Process().Signal(sig); err != nil {
+		return fmt.Errorf("signal %d to container %s: %w", sig, c.id, err)
+	}
+	return nil
+}
+
+func (c *container) kill(ctx context.Context) error {
+	if err := c.ctr.Kill(ctx); err != nil {
+		return fmt.Errorf("kill container %s: %w", c.id, err)
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
+)
+
+var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
+
+func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) {
+	if err := req.check(); err != nil {
+		return State{}, err
+	}
+	c, err := s.reserve(req)
+	if err != nil {
+		return State{}, err
+	}
+	defer c.unlock()
+	st, err := c.create(ctx, req)
+	if err != nil {
+		_ = os.RemoveAll(c.dir)
+		s.forget(c)
+		return State{}, fmt.Errorf("create container %s: %w", req.ID, err)
+	}
+	return st, nil
+}
+
+func (r *CreateRequest) check() error {
+	switch {
+	case !validID.MatchString(r.ID):
+		return fmt.Errorf("container id %q: %w", r.ID, errdefs.ErrInvalidArgument)
+	case r.Spec == nil || r.Spec.Process == nil || len(r.Spec.Process.Args) == 0:
+		return fmt.Errorf("container %s: spec without a process: %w", r.ID, errdefs.ErrInvalidArgument)
+	case r.LogPath != "" && !filepath.IsAbs(r.LogDir):
+		return fmt.Errorf("container %s: log directory %q is not absolute: %w", r.ID, r.LogDir, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// reserve puts a container under its id into the map, its op taken. It is not listed yet.
+func (s *Server) reserve(req *CreateRequest) (*container, error) {
+	c := &container{
+		s: s, id: req.ID,
+		dir:     filepath.Join(s.cfg.StateDir, "containers", req.ID),
+		cgroup:  req.Cgroup,
+		oom:     req.OOM,
+		ownPids: ownPidNamespace(req.Spec),
+		oci:     req.OCI != nil,
+		op:      make(chan struct{}, 1),
+		stopped: make(chan struct{}),
+	}
+	if c.oom == nil {
+		c.oom = req.Cgroup
+	}
+	if req.Spec.Linux != nil {
+		c.uids, c.gids = req.Spec.Linux.UIDMappings, req.Spec.Linux.GIDMappings
+	}
+	c.op <- struct{}{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return nil, fmt.Errorf("cri-monitor is shutting down: %w", errdefs.ErrUnavailable)
+	case s.containers[req.ID] != nil:
+		return nil, fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
+	}
+	s.containers[req.ID] = c
+	return c, nil
+}
+
+func (s *Server) forget(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+}
+
+// ownPidNamespace tells whether the container's init is pid 1 of a new pid namespace.
+func ownPidNamespace(spec *specs.Spec) bool {
+	if spec.Linux == nil {
+		return false
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path == ""
+		}
+	}
+	return false
+}
+
+func (c *container) create(ctx context.Context, req *CreateRequest) (State, error) {
+	eng, err := c.s.cfg.Engine(req.OCI)
+	if err != nil {
+		return State{}, fmt.Errorf("engine: %w", err)
+	}
+	_ = os.RemoveAll(c.dir) // of a former cri-monitor
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return State{}, err
+	}
+	var log *logs.File
+	if req.LogPath != "" {
+		if log, err = logs.Open(req.LogDir, req.LogPath); err != nil {
+			return State{}, err
+		}
+	}
+	pipes, err := newPipes(req)
+	if err != nil {
+		if log != nil {
+			_ = log.Close()
+		}
+		return State{}, err
+	}
+	for _, f := range pipes.theirs {
+		c.giveTo(f, req.Spec.Process.User)
+	}
+	if req.Spec.Process.OOMScoreAdj == nil { // else it would inherit cri-monitor's, which is next to unkillable
+		req.Spec.Process.OOMScoreAdj = &c.s.oomScoreAdj
+	}
+	c.oomScoreAdj = req.Spec.Process.OOMScoreAdj
+	ctr, err := eng.Create(ctx, &engine.Config{
+		ID: req.ID, Spec: req.Spec, Rootfs: req.Rootfs, Seccomp: req.Seccomp, Cgroup: req.Cgroup, Dir: c.dir,
+		Stdin: pipes.theirs[0], Stdout: pipes.theirs[1], Stderr: pipes.theirs[2],
+	})
+	pipes.closeTheirs()
+	if err != nil {
+		pipes.closeOurs()
+		if log != nil {
+			_ = log.Close()
+		}
+		return State{}, err
+	}
+	return c.created(ctx, req, ctr, pipes, log)
+}
+
+// created takes over what the engine has made.
+func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.Container, pipes *pipes, log *logs.File) (State, error) {
+	c.ctr = ctr
+	cfg := stdio.Config{
+		ID: c.id, Stdin: pipes.ours[0], Stdout: pipes.ours[1], Stderr: pipes.ours[2], Terminal: -1,
+		StdinOnce: req.StdinOnce, TerminalInput: req.Stdin, Log: log,
+	}
+	proc := ctr.Process()
+	var err error
+	if t := proc.Terminal(); t != nil {
+		// A descriptor of our own, which Go's poller knows nothing of.
+		cfg.Terminal, err = unix.FcntlInt(t.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		t.Close()
+	}
+	if err == nil {
+		c.streams, err = c.s.loop.Add(cfg)
+	} else {
+		pipes.closeOurs()
+	}
+	if err != nil {
+		_ = ctr.Kill(ctx)
+		_, _ = proc.Child().Wait(ctx)
+		_ = ctr.Delete(ctx)
+		return State{}, err
+	}
+	c.oomKill, _ = oomKills(c.oom)
+	st := State{
+		ID: c.id, Status: Created, Pid: proc.Pid(), CreatedAt: time.Now(), TTY: req.Spec.Process.Terminal,
+	}
+	c.s.events.publish("created", st, func() { c.state.Store(&st) })
+	c.s.work.Add(1)
+	proc.Child().AfterExit(func(status reaper.Status) {
+		defer c.s.work.Done()
+		c.exited(status)
+	})
+	return st, nil
+}
+
+// delete removes a container, whatever its state. Idempotent.
+func (s *Server) delete(ctx context.Context, id string) error {
+	s.mu.RLock()
+	c := s.containers[id]
+	s.mu.RUnlock()
+	if c == nil {
+		return nil
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	if c.state.Load() == nil || c.gone {
+		return nil // its create has failed, or another delete was faster
+	}
+	if err := c.delete(ctx); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (c *container) delete(ctx context.Context) error {
+	if err := c.ctr.Kill(ctx); err != nil {
+		return fmt.Errorf("kill: %w", err)
+	}
+	if _, err := c.wait(ctx); err != nil {
+		return fmt.Errorf("processes do not end: %w", err)
+	}
+	if err := c.execs.wait(ctx); err != nil {
+		return fmt.Errorf("execs do not end: %w", err)
+	}
+	if err := c.ctr.Delete(ctx); err != nil {
+		return err
+	}
+	c.streams.Close()
+	c.execs.removeCgroups()
+	if err := os.RemoveAll(c.dir); err != nil {
+		c.s.log.Warn("container directory stays", "container", c.id, "err", err)
+	}
+	c.gone = true
+	c.s.forget(c)
+	c.publish.Lock()
+	defer c.publish.Unlock()
+	c.s.events.publish("deleted", *c.state.Load(), func() {})
+	return nil
+}

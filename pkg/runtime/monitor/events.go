@@ -1,0 +1,110 @@
+package monitor
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// maxQueued is how many events wait for a subscriber before it is cut off.
+const maxQueued = 8192
+
+// events passes changes on to subscribers and counts them.
+type events struct {
+	mu   sync.Mutex
+	seq  uint64
+	subs map[*subscriber]struct{}
+}
+
+// subscriber is one Events connection.
+type subscriber struct {
+	wake  chan struct{} // one slot: there is something in queue, or cut is set
+	queue []Event       // guarded by events.mu, as is cut
+	cut   bool
+}
+
+// publish calls store, which makes the state visible, and tells the subscribers; both as one step for subscribe. An
+// empty event is not told.
+func (e *events) publish(event string, st State, store func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	store()
+	if event == "" {
+		return
+	}
+	e.seq++
+	for sub := range e.subs {
+		if len(sub.queue) >= maxQueued {
+			sub.cut, sub.queue = true, nil
+			delete(e.subs, sub)
+		} else {
+			sub.queue = append(sub.queue, Event{e.seq, event, st})
+		}
+		select {
+		case sub.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// subscribe begins with one event for each state that list returns, all with the number of the last change.
+func (e *events) subscribe(list func() []State) (*subscriber, int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	sub := &subscriber{wake: make(chan struct{}, 1)}
+	names := map[Status]string{Created: "created", Running: "started", Stopped: "stopped"}
+	for _, st := range list() {
+		sub.queue = append(sub.queue, Event{e.seq, names[st.Status], st})
+	}
+	if e.subs == nil {
+		e.subs = map[*subscriber]struct{}{}
+	}
+	e.subs[sub] = struct{}{}
+	sub.wake <- struct{}{}
+	return sub, len(sub.queue)
+}
+
+func (e *events) unsubscribe(sub *subscriber) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.subs, sub)
+}
+
+// take returns what waits for sub; false when it was cut off.
+func (e *events) take(sub *subscriber) ([]Event, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	q := slices.Clip(sub.queue)
+	sub.queue = nil
+	return q, !sub.cut
+}
+
+// streamEvents serves an Events connection until it is closed.
+func (c *conn) streamEvents(f *frame) error {
+	sub, n := c.s.events.subscribe(c.s.list)
+	defer c.s.events.unsubscribe(sub)
+	if err := writeFrame(c.c, kindSnapshot, f.id, snapshot{n}); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-c.ctx.Done():
+			return c.ctx.Err()
+		case g := <-c.frames:
+			g.closeFiles()
+			return c.fail(g, fmt.Errorf("request on an event connection: %w", errdefs.ErrFailedPrecondition))
+		case <-sub.wake:
+		}
+		queue, ok := c.s.events.take(sub)
+		if !ok {
+			return c.fail(f, fmt.Errorf("more than %d events waited: %w", maxQueued, errdefs.ErrResourceExhausted))
+		}
+		for i := range queue {
+			if err := writeFrame(c.c, kindEvent, f.id, &queue[i]); err != nil {
+				return err
+			}
+		}
+	}
+}

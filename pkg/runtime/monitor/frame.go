@@ -1,0 +1,260 @@
+package monitor
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// The limits of one frame.
+const (
+	maxBody  = 16 << 20
+	maxFiles = 8
+)
+
+// headerSize is the size of a frame's header:
+//
+//	0  magic "CM"
+//	2  kind, uint16
+//	4  length of the body, uint32
+//	8  request id, uint64; the top byte is the number of fds
+//
+// All in little-endian order. The fds ride on the first byte of the header.
+const headerSize = 16
+
+// frameTime is how long the rest of a frame may take once its first byte is there, and how long a write may take.
+const frameTime = 20 * time.Second
+
+// kind says what a frame is.
+type kind uint16
+
+// Requests, and what answers them. The numbers are the protocol: they are never reused.
+const (
+	kindHello kind = iota + 1
+	kindVersion
+	kindCreate
+	kindStart
+	kindSignal
+	kindKill
+	kindWait
+	kindDelete
+	kindState
+	kindList
+	kindReopenLog
+	kindResize
+	kindExec
+	kindAttach
+	kindEvents
+	kindShutdown
+	kindExecKill // on an exec's connection
+
+	kindOK       kind = 0x100 + iota // the result
+	kindError                        // wireError
+	kindStarted                      // an exec runs
+	kindExited                       // an exec has ended
+	kindEvent                        // one Event
+	kindSnapshot                     // how many events follow that tell of what there is
+)
+
+// frame is one message. Whoever receives it owns files.
+type frame struct {
+	kind  kind
+	id    uint64 // 56 bits
+	body  []byte
+	files []*os.File
+}
+
+func (f *frame) closeFiles() {
+	for _, file := range f.files {
+		file.Close()
+	}
+	f.files = nil
+}
+
+// decode parses the body into v.
+func (f *frame) decode(v any) error {
+	if err := json.Unmarshal(f.body, v); err != nil {
+		return fmt.Errorf("message of kind %d: %w: %w", f.kind, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// header is a decoded frame header.
+type header struct {
+	kind  kind
+	size  uint32
+	id    uint64
+	files int
+}
+
+func (h header) encode() [headerSize]byte {
+	var b [headerSize]byte
+	b[0], b[1] = 'C', 'M'
+	binary.LittleEndian.PutUint16(b[2:], uint16(h.kind))
+	binary.LittleEndian.PutUint32(b[4:], h.size)
+	binary.LittleEndian.PutUint64(b[8:], h.id&(1<<56-1)|uint64(h.files)<<56)
+	return b
+}
+
+// decodeHeader refuses what can't be the beginning of a frame.
+func decodeHeader(b []byte) (header, error) {
+	if len(b) != headerSize || b[0] != 'C' || b[1] != 'M' {
+		return header{}, fmt.Errorf("no frame of this protocol: %w", errdefs.ErrInvalidArgument)
+	}
+	id := binary.LittleEndian.Uint64(b[8:])
+	h := header{
+		kind:  kind(binary.LittleEndian.Uint16(b[2:])),
+		size:  binary.LittleEndian.Uint32(b[4:]),
+		id:    id & (1<<56 - 1),
+		files: int(id >> 56),
+	}
+	if h.size > maxBody {
+		return header{}, fmt.Errorf("frame of %d bytes, the limit is %d: %w", h.size, maxBody, errdefs.ErrInvalidArgument)
+	}
+	if h.files > maxFiles {
+		return header{}, fmt.Errorf("frame with %d files, the limit is %d: %w", h.files, maxFiles, errdefs.ErrInvalidArgument)
+	}
+	return h, nil
+}
+
+// writeFrame sends a frame whose body is v as JSON (nil: empty). The caller keeps files.
+func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) error {
+	var body []byte
+	if v != nil {
+		var err error
+		if body, err = json.Marshal(v); err != nil {
+			return fmt.Errorf("message of kind %d: %w", k, err)
+		}
+	}
+	if len(body) > maxBody {
+		return fmt.Errorf("message of %d bytes, the limit is %d: %w", len(body), maxBody, errdefs.ErrInvalidArgument)
+	}
+	h := header{kind: k, size: uint32(len(body)), id: id, files: len(files)}.encode()
+	if err := c.SetWriteDeadline(time.Now().Add(frameTime)); err != nil {
+		return err
+	}
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			// SyscallConn, since Fd would make the file blocking for all who share it.
+			raw, err := f.SyscallConn()
+			if err != nil {
+				return err
+			}
+			if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+				return err
+			}
+		}
+		n, _, err := c.WriteMsgUnix(h[:], unix.UnixRights(fds...), nil)
+		for _, f := range files {
+			runtime.KeepAlive(f)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := c.Write(h[n:]); n < headerSize && err != nil {
+			return err
+		}
+		_, err = c.Write(body)
+		return err
+	}
+	_, err := (&net.Buffers{h[:], body}).WriteTo(c)
+	return err
+}
+
+// readFrame waits for the next frame without a limit, and for its rest for frameTime. io.EOF: the other side has closed
+// between two frames.
+func readFrame(c *net.UnixConn) (*frame, error) {
+	var b [headerSize]byte
+	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	n, oobn, flags, _, err := c.ReadMsgUnix(b[:], oob)
+	f := &frame{files: takeFiles(oob[:oobn])}
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err == nil {
+		err = f.readRest(c, b[:], n, flags)
+	}
+	if err != nil {
+		f.closeFiles()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *frame) readRest(c *net.UnixConn, b []byte, n, flags int) error {
+	if flags&unix.MSG_CTRUNC != 0 {
+		return fmt.Errorf("frame with too many files: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c, b[n:]); err != nil {
+		return fmt.Errorf("frame cut short: %w", err)
+	}
+	h, err := decodeHeader(b)
+	if err != nil {
+		return err
+	}
+	if h.files != len(f.files) {
+		return fmt.Errorf("frame with %d of its %d files: %w", len(f.files), h.files, errdefs.ErrInvalidArgument)
+	}
+	f.kind, f.id = h.kind, h.id
+	if f.body, err = readBody(c, int(h.size)); err != nil {
+		return fmt.Errorf("frame cut short: %w", err)
+	}
+	return nil
+}
+
+// readBody allocates as the bytes come, so that a header alone can't claim 16 MiB.
+func readBody(r io.Reader, size int) ([]byte, error) {
+	const step = 256 << 10
+	b := make([]byte, 0, min(size, step))
+	for len(b) < size {
+		if len(b) == cap(b) {
+			grown := make([]byte, len(b), min(size, 4*cap(b)))
+			copy(grown, b)
+			b = grown
+		}
+		n, err := io.ReadFull(r, b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// takeFiles returns every descriptor in the control message. The kernel has made them close-on-exec.
+func takeFiles(oob []byte) []*os.File {
+	if len(oob) == 0 {
+		return nil
+	}
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var files []*os.File
+	for i := range messages {
+		fds, err := syscall.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		}
+	}
+	return files
+}

@@ -1,0 +1,61 @@
+package monitor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// launchTime bounds the start of a cri-monitor.
+const launchTime = 15 * time.Second
+
+// LaunchConfig says how cri-monitor is started where no unit of the init system does it.
+type LaunchConfig struct {
+	// Path is the cri-monitor binary.
+	Path string
+	// Socket and StateDir are as in ServerConfig.
+	Socket, StateDir string
+	// LogFile takes its own log, appended to; empty: it is thrown away.
+	LogFile string
+	// Env is its environment; nil: empty but for PATH. It is inherited by nothing in a container.
+	Env []string
+}
+
+// Launch connects to the cri-monitor that serves c.Socket, and starts one first if there is none. A started one is
+// detached: it is no child of this process, in a session of its own, and stays when this process ends. Where two
+// processes launch at the same time both get the one that was first.
+func Launch(ctx context.Context, c LaunchConfig) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, launchTime)
+	defer cancel()
+	client, err := Dial(ctx, c.Socket)
+	if !errdefs.IsUnavailable(err) {
+		return client, err
+	}
+	args := []string{"--socket", c.Socket, "--state-dir", c.StateDir, "--detach"}
+	if c.LogFile != "" {
+		args = append(args, "--log-file", c.LogFile)
+	}
+	// It returns when its detached child serves the socket.
+	cmd := exec.CommandContext(ctx, c.Path, args...)
+	cmd.Dir, cmd.Env = "/", c.Env
+	if cmd.Env == nil {
+		cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	cmd.WaitDelay = time.Second
+	started := cmd.Run()
+	if client, err = Dial(ctx, c.Socket); err == nil {
+		return client, nil
+	}
+	if started != nil {
+		return nil, fmt.Errorf("start %s: %w: %s", c.Path, started, strings.TrimSpace(stderr.String()))
+	}
+	return nil, errors.Join(fmt.Errorf("start %s: it began and has gone", c.Path), err)
+}

@@ -1,0 +1,229 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
+)
+
+// ServerConfig is what a Server needs.
+type ServerConfig struct {
+	// Socket is where it listens, mode 0600. A stale socket file is replaced.
+	Socket string
+	// StateDir holds the lock file and the engines' per-container directories. It is made with mode 0700.
+	StateDir string
+	// Build names the version of this program, for Version.
+	Build string
+	Log   *slog.Logger
+	// Engine returns the engine for a container: the native one for nil.
+	Engine func(*OCIRuntime) (engine.Engine, error)
+}
+
+// Server is cri-monitor. All containers of one Server live in its process.
+type Server struct {
+	cfg     ServerConfig
+	log     *slog.Logger
+	version Version
+	loop    *stdio.Loop
+	events  events
+	// oomScoreAdj is what processes get whose spec asks for nothing: the monitor's own before it lowered it.
+	oomScoreAdj int
+
+	lock *os.File
+	ln   *net.UnixListener
+
+	mu         sync.RWMutex // held for map operations only, never over a system call
+	containers map[string]*container
+	conns      map[*conn]struct{}
+	closing    bool
+
+	work sync.WaitGroup // connections and exits being handled
+}
+
+// NewServer takes the lock in StateDir and the socket. ErrAlreadyExists when another cri-monitor has them.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	s := &Server{
+		cfg: cfg, log: cfg.Log,
+		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now()},
+		oomScoreAdj: ownOOMScoreAdj(),
+		containers:  map[string]*container{},
+		conns:       map[*conn]struct{}{},
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "containers"), 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	var err error
+	if s.lock, err = lockDir(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	if s.ln, err = listen(cfg.Socket); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	if s.loop, err = stdio.New(cfg.Log); err != nil {
+		s.ln.Close()
+		s.lock.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// lockDir takes the flock(2) that keeps a second server away.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock of %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, fmt.Errorf("another cri-monitor holds %s: %w", dir, errdefs.ErrAlreadyExists)
+		}
+		return nil, fmt.Errorf("lock of %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// listen makes the socket beside its place and renames it, so that it never shows with a wrong mode.
+func listen(path string) (*net.UnixListener, error) {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("another process serves %s: %w", path, errdefs.ErrAlreadyExists)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	tmp := path + ".new"
+	_ = os.Remove(tmp)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	ln.SetUnlinkOnClose(false)
+	if err = os.Chmod(tmp, 0o600); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		ln.Close()
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return ln, nil
+}
+
+// Serve answers until Shutdown has succeeded, then returns nil.
+func (s *Server) Serve() error {
+	for {
+		c, err := s.ln.AcceptUnix()
+		if err == nil {
+			s.accept(c)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			break
+		}
+		// EMFILE and such pass; containers depend on this process, so it stays.
+		s.log.Error("accept", "err", err)
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.mu.Lock()
+	for c := range s.conns {
+		c.close()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+	s.loop.Close()
+	s.lock.Close()
+	return nil
+}
+
+// Shutdown makes Serve return. ErrFailedPrecondition while containers exist: their processes would lose their parent.
+func (s *Server) Shutdown() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.containers); n > 0 {
+		return fmt.Errorf("%d containers exist: %w", n, errdefs.ErrFailedPrecondition)
+	}
+	if !s.closing {
+		s.closing = true
+		_ = os.Remove(s.cfg.Socket)
+		s.ln.Close()
+	}
+	return nil
+}
+
+// accept starts to serve a connection, if root made it.
+func (s *Server) accept(uc *net.UnixConn) {
+	if err := checkPeer(uc); err != nil {
+		s.log.Warn("connection refused", "err", err)
+		uc.Close()
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &conn{s: s, c: uc, ctx: ctx, cancel: cancel, frames: make(chan *frame)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		c.close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.work.Add(2)
+	go c.read()
+	go c.serve()
+}
+
+func checkPeer(uc *net.UnixConn) error {
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); cerr != nil {
+		return cerr
+	}
+	if err == nil && cred.Uid != 0 {
+		err = fmt.Errorf("peer has uid %d, only root may connect: %w", cred.Uid, errdefs.ErrPermissionDenied)
+	}
+	return err
+}
+
+// find returns a container that was created.
+func (s *Server) find(id string) (*container, error) {
+	s.mu.RLock()
+	c := s.containers[id]
+	s.mu.RUnlock()
+	if c == nil || c.state.Load() == nil {
+		return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// list returns the state of all containers, by id.
+func (s *Server) list() []State {
+	s.mu.RLock()
+	states := make([]State, 0, len(s.containers))
+	for _, c := range s.containers {
+		if st := c.state.Load(); st != nil {
+			states = append(states, *st)
+		}
+	}
+	s.mu.RUnlock()
+	sort.Slice(states, func(i, j int) bool { return states[i].ID < states[j].ID })
+	return states
+}

@@ -1,0 +1,261 @@
+// Package stdio moves the bytes of all containers: from their stdout, stderr and terminals to log files and
+// attachments, and from attachments to their stdin.
+//
+// One Loop, which is one goroutine with one epoll set and one shared buffer, serves every container of the node, so
+// that a container costs a few hundred bytes here, not stacks and buffers. Everything it does is non-blocking but for
+// write(2) to the log files: a reader of an attachment that is too slow is dropped, a file system that is full makes
+// records wait in memory and then the container's own writes.
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
+)
+
+const (
+	// readSize is the most that is read from one descriptor before the next one has its turn.
+	readSize = 256 << 10
+	// maxHeld is how many bytes of log records wait in memory, per container, before its output is left in the pipe.
+	maxHeld = 1 << 20
+	// heldReadSize is read at once while records wait: the shortest lines grow forty-fold in the log format.
+	heldReadSize = 4 << 10
+	// maxQueue is how many bytes wait for one stream of an attachment before it is dropped.
+	maxQueue = 4 << 20
+)
+
+// Intervals of the loop; tests shorten them.
+var (
+	retryEvery = time.Second            // between two tries to write to a full file system
+	ttyEvery   = 250 * time.Millisecond // between two looks at a terminal that nobody has open
+)
+
+// errClosed is the answer of a Loop that was closed.
+var errClosed = fmt.Errorf("stdio loop is closed: %w", errdefs.ErrUnavailable)
+
+// Loop serves the stdio of many containers.
+type Loop struct {
+	ep, wake int
+	log      *slog.Logger
+	done     chan struct{}
+
+	mu     sync.Mutex
+	calls  []func()
+	closed bool
+
+	// What follows belongs to the loop's goroutine.
+	watches map[int32]*watch
+	gen     int32
+	stop    bool
+	buf     []byte
+	records *logs.Buffer
+	timers  map[timed]time.Time
+}
+
+// timed is something that wants to be called again at a time.
+type timed interface{ expire() }
+
+// New starts a Loop. Close ends it.
+func New(log *slog.Logger) (*Loop, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(ep)
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	l := &Loop{
+		ep: ep, wake: wake, log: log,
+		done:    make(chan struct{}),
+		watches: map[int32]*watch{},
+		buf:     make([]byte, readSize),
+		records: logs.NewBuffer(),
+		timers:  map[timed]time.Time{},
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &ev); err != nil {
+		unix.Close(ep)
+		unix.Close(wake)
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	go l.run()
+	return l, nil
+}
+
+// Close ends the loop; Streams that were not closed keep their descriptors.
+func (l *Loop) Close() {
+	if l.post(func() { l.stop = true }) {
+		<-l.done
+	}
+}
+
+// post queues f for the loop's goroutine. False when the loop is closed: f will not run.
+func (l *Loop) post(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.calls = append(l.calls, f)
+	if len(l.calls) == 1 {
+		_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	}
+	return true
+}
+
+// call runs f in the loop's goroutine. When ctx ends first, f still runs later.
+func (l *Loop) call(ctx context.Context, f func() error) error {
+	result := make(chan error, 1)
+	if !l.post(func() { result <- f() }) {
+		return errClosed
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *Loop) run() {
+	defer close(l.done)
+	events := make([]unix.EpollEvent, 128)
+	for !l.stop {
+		n, err := unix.EpollWait(l.ep, events, l.timeout())
+		if err != nil && err != unix.EINTR {
+			l.log.Error("container output can't be read any more", "err", err)
+			break
+		}
+		for _, ev := range events[:max(n, 0)] {
+			if ev.Fd == int32(l.wake) {
+				l.runCalls()
+				continue
+			}
+			// An earlier event of this batch may have closed the descriptor, and its number be in use again.
+			if w := l.watches[ev.Fd]; w != nil && w.gen == ev.Pad {
+				w.h.ready(ev.Events)
+			}
+		}
+		l.runTimers()
+	}
+	l.mu.Lock()
+	l.closed = true
+	calls := l.calls
+	l.calls = nil
+	l.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+	unix.Close(l.ep)
+	unix.Close(l.wake)
+}
+
+func (l *Loop) runCalls() {
+	var b [8]byte
+	_, _ = unix.Read(l.wake, b[:])
+	l.mu.Lock()
+	calls := l.calls
+	l.calls = nil
+	l.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+}
+
+// timeout is what epoll_wait(2) may wait, in ms, until the next timer.
+func (l *Loop) timeout() int {
+	if len(l.timers) == 0 {
+		return -1
+	}
+	next := time.Duration(1<<63 - 1)
+	for _, at := range l.timers {
+		next = min(next, time.Until(at))
+	}
+	return max(0, int((next+time.Millisecond-1)/time.Millisecond))
+}
+
+func (l *Loop) runTimers() {
+	if len(l.timers) == 0 {
+		return
+	}
+	now := time.Now()
+	for t, at := range l.timers {
+		if !now.Before(at) {
+			delete(l.timers, t)
+			t.expire()
+		}
+	}
+}
+
+// handler is told about readiness by the epoll events that are set.
+type handler interface{ ready(events uint32) }
+
+// watch is one descriptor in the epoll set. A watch with fd -1 is closed.
+type watch struct {
+	l     *Loop
+	h     handler
+	fd    int
+	gen   int32
+	armed bool
+	mask  uint32
+}
+
+// arm asks for events; EPOLLHUP and EPOLLERR always come. EPERM: the file can't be polled and never blocks.
+func (w *watch) arm(events uint32) error {
+	if w.fd < 0 || w.armed && w.mask == events {
+		return nil
+	}
+	op := unix.EPOLL_CTL_MOD
+	if !w.armed {
+		op = unix.EPOLL_CTL_ADD
+		w.l.gen++
+		w.gen = w.l.gen
+	}
+	ev := unix.EpollEvent{Events: events, Fd: int32(w.fd), Pad: w.gen}
+	if err := unix.EpollCtl(w.l.ep, op, w.fd, &ev); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	w.armed, w.mask = true, events
+	w.l.watches[int32(w.fd)] = w
+	return nil
+}
+
+// disarm takes the descriptor out of the set: with an empty mask it would still report a hang-up again and again.
+func (w *watch) disarm() {
+	if w.armed {
+		_ = unix.EpollCtl(w.l.ep, unix.EPOLL_CTL_DEL, w.fd, nil)
+		delete(w.l.watches, int32(w.fd))
+		w.armed = false
+	}
+}
+
+func (w *watch) close() {
+	if w.fd >= 0 {
+		w.disarm()
+		unix.Close(w.fd)
+		w.fd = -1
+	}
+}
+
+// again tells that a read or write is only to be tried later.
+func again(err error) bool { return errors.Is(err, unix.EAGAIN) }
+
+// retryIntr repeats f while a signal interrupts it.
+func retryIntr(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}

@@ -1,0 +1,237 @@
+package stdio
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
+)
+
+// Config are one container's stdio, the monitor's ends. Descriptors pass to the Loop, which makes them non-blocking and
+// closes them; -1 means none.
+type Config struct {
+	// ID names the container in log messages.
+	ID string
+	// Stdin is the write end of the container's stdin. StdinOnce closes it when the first attachment with input ends.
+	Stdin     int
+	StdinOnce bool
+	// Stdout and Stderr are read ends.
+	Stdout, Stderr int
+	// Terminal is a pty master; then the three above are -1. TerminalInput lets attachments write to it.
+	Terminal      int
+	TerminalInput bool
+	// Log takes the output; nil: it is thrown away.
+	Log *logs.File
+}
+
+// Streams are the stdio of one container in a Loop. All methods are safe for concurrent use.
+type Streams struct {
+	l  *Loop
+	id string
+
+	// What follows belongs to the loop's goroutine.
+	log         *logs.File
+	outs        []*output
+	in          *input
+	terminal    int // for resizing; owned by outs[0]
+	attachments []*Attachment
+	stopped     bool // the container's process has ended
+	open        int  // outs not at their end
+	blocked     bool // the log holds as much as it may
+	drained     chan struct{}
+}
+
+// Add begins to serve a container. The descriptors and the log are the Loop's from now on, also on error.
+func (l *Loop) Add(c Config) (*Streams, error) {
+	s := &Streams{l: l, id: c.ID, log: c.Log, terminal: c.Terminal, drained: make(chan struct{})}
+	result := make(chan error, 1)
+	if !l.post(func() { result <- s.start(c) }) {
+		return nil, errClosed
+	}
+	if err := <-result; err != nil {
+		return nil, fmt.Errorf("stdio of %s: %w", c.ID, err)
+	}
+	return s, nil
+}
+
+func (s *Streams) start(c Config) error {
+	add := func(fd int, stream logs.Stream, tty bool) {
+		if fd >= 0 {
+			_ = unix.SetNonblock(fd, true)
+			o := &output{s: s, stream: stream, tty: tty}
+			o.watch = watch{l: s.l, h: o, fd: fd}
+			s.outs = append(s.outs, o)
+		}
+	}
+	add(c.Terminal, logs.Stdout, true)
+	add(c.Stdout, logs.Stdout, false)
+	add(c.Stderr, logs.Stderr, false)
+	s.open = len(s.outs)
+	stdin := c.Stdin
+	var err error
+	if c.Terminal >= 0 && c.TerminalInput {
+		stdin, err = unix.FcntlInt(uintptr(c.Terminal), unix.F_DUPFD_CLOEXEC, 3)
+	}
+	if err == nil && stdin >= 0 {
+		_ = unix.SetNonblock(stdin, true)
+		s.in = &input{s: s, once: c.StdinOnce}
+		s.in.watch = watch{l: s.l, h: s.in, fd: stdin}
+	}
+	for _, o := range s.outs {
+		if err == nil {
+			err = o.arm(unix.EPOLLIN)
+		}
+	}
+	if err != nil {
+		s.close()
+		return err
+	}
+	if s.open == 0 {
+		close(s.drained)
+	}
+	return nil
+}
+
+// Stop is called when the container's process has ended. It returns when all output has come to its end and is written,
+// or after patience: a stray process may hold the pipe open, the file system may be full. Output that comes later is
+// still logged, until Close. Attachments get what has come and then the end of file.
+func (s *Streams) Stop(ctx context.Context, patience time.Duration) {
+	s.l.post(func() {
+		s.stopped = true
+		s.closeInput()
+		for _, o := range s.outs {
+			o.look()
+		}
+	})
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-s.drained:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	_ = s.l.call(ctx, func() error {
+		for _, o := range s.outs {
+			o.endLine() // a stray process that goes on with the line writes a further part of it
+		}
+		s.endAttachments()
+		return nil
+	})
+}
+
+// Close gives everything up. Records that could not be written are reported to the log of the monitor.
+func (s *Streams) Close() {
+	_ = s.l.call(context.Background(), func() error { s.close(); return nil })
+}
+
+func (s *Streams) close() {
+	s.stopped = true
+	for _, o := range s.outs {
+		if !s.blocked {
+			o.last()
+		}
+		o.watch.close()
+		o.endLine()
+	}
+	s.outs = nil
+	s.closeInput()
+	s.endAttachments()
+	delete(s.l.timers, timed(s))
+	if s.log != nil {
+		if err := s.log.Close(); err != nil {
+			s.l.log.Error("container log is incomplete", "container", s.id, "err", err)
+		}
+		s.log = nil
+	}
+}
+
+// ReopenLog goes on in a new log file; on error the old one stays.
+func (s *Streams) ReopenLog(ctx context.Context) error {
+	return s.l.call(ctx, func() error {
+		if s.log == nil {
+			return nil
+		}
+		err := s.log.Reopen()
+		s.settleLog()
+		return err
+	})
+}
+
+// Resize sets the terminal's size in characters. ErrFailedPrecondition without a terminal.
+func (s *Streams) Resize(ctx context.Context, width, height uint16) error {
+	return s.l.call(ctx, func() error {
+		if s.terminal < 0 || len(s.outs) == 0 || s.outs[0].fd < 0 {
+			return fmt.Errorf("container %s has no terminal: %w", s.id, errdefs.ErrFailedPrecondition)
+		}
+		return unix.IoctlSetWinsize(s.terminal, unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width})
+	})
+}
+
+// deliver logs p and passes it to the attachments.
+func (s *Streams) deliver(stream logs.Stream, p []byte) {
+	if s.log != nil {
+		_ = s.log.Append(s.l.records, stream, p)
+		s.settleLog()
+	}
+	for _, a := range slices.Clone(s.attachments) { // a drop changes the list
+		a.send(stream, p)
+	}
+}
+
+// settleLog reads on, or stops reading, according to what waits for the log, and has the log retried.
+func (s *Streams) settleLog() {
+	if s.log == nil {
+		return
+	}
+	waiting := s.log.Waiting()
+	if waiting > 0 {
+		if _, ok := s.l.timers[s]; !ok {
+			s.l.timers[s] = time.Now().Add(retryEvery)
+			s.l.log.Warn("container log can't be written, its output waits", "container", s.id, "waiting", waiting, "err", s.log.Err())
+		}
+	}
+	blocked := waiting >= maxHeld
+	if blocked == s.blocked {
+		return
+	}
+	s.blocked = blocked
+	for _, o := range s.outs {
+		if blocked {
+			o.disarm()
+		} else {
+			o.resume()
+		}
+	}
+}
+
+// expire tries again to write what waits for the log.
+func (s *Streams) expire() {
+	if s.log == nil {
+		return
+	}
+	if err := s.log.Retry(); err != nil {
+		s.l.timers[s] = time.Now().Add(retryEvery)
+	} else {
+		s.l.log.Info("container log is written again", "container", s.id)
+	}
+	s.settleLog()
+}
+
+// outputEnded is called once for each stream.
+func (s *Streams) outputEnded() {
+	s.open--
+	if s.open == 0 {
+		close(s.drained)
+	}
+}
+
+func (s *Streams) endAttachments() {
+	for _, a := range slices.Clone(s.attachments) {
+		a.end(nil)
+	}
+}

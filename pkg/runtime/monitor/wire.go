@@ -1,0 +1,128 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// protocolMin and protocolMax are the versions of the protocol that this build speaks. Unknown fields are ignored and
+// unknown kinds refused one by one, so the version only changes when the frame does.
+const (
+	protocolMin = 1
+	protocolMax = 1
+)
+
+// Version tells which cri-monitor answers.
+type Version struct {
+	Protocol int       `json:"protocol"`
+	Build    string    `json:"build"`
+	Pid      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+}
+
+// hello opens a connection: the client offers a range, the server answers with Min = Max = the version to speak.
+type hello struct {
+	Min int `json:"min"`
+	Max int `json:"max"`
+}
+
+// negotiate picks the newest common version.
+func (h hello) negotiate() (int, error) {
+	v := min(h.Max, protocolMax)
+	if v < h.Min || v < protocolMin {
+		return 0, fmt.Errorf("protocol versions %d to %d are not spoken by this cri-monitor, it has %d to %d: %w",
+			h.Min, h.Max, protocolMin, protocolMax, errdefs.ErrNotImplemented)
+	}
+	return v, nil
+}
+
+// target names a container and what some calls need beside it.
+type target struct {
+	ID     string `json:"id"`
+	Signal int    `json:"signal,omitempty"`
+	Width  uint16 `json:"width,omitempty"`
+	Height uint16 `json:"height,omitempty"`
+}
+
+// stdioCall opens an exec or an attachment. The three flags say which fds came along, in this order.
+type stdioCall struct {
+	ID      string         `json:"id"`
+	Process *specs.Process `json:"process,omitempty"` // exec
+	Seccomp []byte         `json:"seccomp,omitempty"` // exec
+	Stdin   bool           `json:"stdin,omitempty"`
+	Stdout  bool           `json:"stdout,omitempty"`
+	Stderr  bool           `json:"stderr,omitempty"`
+}
+
+// execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
+type execStarted struct {
+	Pid int `json:"pid"`
+}
+
+type execExited struct {
+	Code int `json:"code"`
+}
+
+type snapshot struct {
+	Events int `json:"events"`
+}
+
+// wireError carries an error across the line.
+type wireError struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+}
+
+// errorKinds are the kinds that keep their identity; the first that matches counts.
+var errorKinds = []struct {
+	name string
+	err  error
+}{
+	{"not_found", errdefs.ErrNotFound},
+	{"already_exists", errdefs.ErrAlreadyExists},
+	{"failed_precondition", errdefs.ErrFailedPrecondition},
+	{"invalid_argument", errdefs.ErrInvalidArgument},
+	{"not_implemented", errdefs.ErrNotImplemented},
+	{"permission_denied", errdefs.ErrPermissionDenied},
+	{"resource_exhausted", errdefs.ErrResourceExhausted},
+	{"unavailable", errdefs.ErrUnavailable},
+	{"deadline_exceeded", context.DeadlineExceeded},
+	{"canceled", context.Canceled},
+	{"aborted", errdefs.ErrAborted},
+	{"out_of_range", errdefs.ErrOutOfRange},
+	{"data_loss", errdefs.ErrDataLoss},
+	{"unauthenticated", errdefs.ErrUnauthenticated},
+	{"internal", errdefs.ErrInternal},
+}
+
+func encodeError(err error) wireError {
+	for _, k := range errorKinds {
+		if errors.Is(err, k.err) {
+			return wireError{k.name, err.Error()}
+		}
+	}
+	return wireError{"unknown", err.Error()}
+}
+
+func (w wireError) decode() error {
+	for _, k := range errorKinds {
+		if w.Kind == k.name {
+			return &remoteError{w.Message, k.err}
+		}
+	}
+	return &remoteError{w.Message, errdefs.ErrUnknown}
+}
+
+// remoteError is an error of the other side: its message, and its kind for errors.Is.
+type remoteError struct {
+	message string
+	kind    error
+}
+
+func (e *remoteError) Error() string { return e.message }
+func (e *remoteError) Unwrap() error { return e.kind }
