@@ -142,13 +142,24 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 	}
 	_, err = f.WriteString(content(id, ifname))
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.WriteFile(filepath.Join(s.dir, "last_reserved_ip."+set), []byte(a.String()), 0o600)
+		err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
 	}
 	if err != nil {
 		return false, errors.Join(fmt.Errorf("host-local: lease: %w", err), os.Remove(path))
 	}
 	s.leases[a] = content(id, ifname)
 	return true, nil
+}
+
+// overwrite replaces a file's content without truncating it to nothing first, which makes ext4 write it to disk at
+// once (ext4(5), auto_da_alloc).
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(text), 0)
+	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
 }
 
 // last is the address that was given last from a range set.
