@@ -1,0 +1,181 @@
+// Package admin is the operator's line to a running cri-server for what the CRI has no call for: import, export, naming and
+// pinning of images, and the operations that run. It is HTTP on a unix socket that only root can open (mode 0600, in the
+// state directory); Handler is the server's end, Client the CLI's. An error travels with its errdefs kind.
+//
+//	POST /images/import             an OCI or docker archive → [Image]
+//	GET  /images/export?ref=A&ref=B → an OCI archive; a failure half way is in the trailer Cri-Error
+//	POST /images/tag                {"ref": …, "name": …}
+//	POST /images/pin                {"ref": …, "pinned": true}
+//	GET  /operations                → [operation.Timeline]
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
+)
+
+// Images is what the handler needs of an imagestore.Store.
+type Images interface {
+	Import(ctx context.Context, r io.Reader) ([]*imagestore.Image, error)
+	Export(ctx context.Context, w io.Writer, refs ...string) error
+	Tag(ctx context.Context, ref, name string) error
+	Pin(ctx context.Context, ref string, pinned bool) error
+	Get(ref string) (*imagestore.Image, error)
+}
+
+// Image is one imported image.
+type Image struct {
+	ID          string   `json:"id"`
+	RepoTags    []string `json:"repo_tags,omitempty"`
+	RepoDigests []string `json:"repo_digests,omitempty"`
+	Size        uint64   `json:"size"`
+}
+
+type failure struct {
+	Error string `json:"error"`
+}
+
+type tagRequest struct {
+	Ref  string `json:"ref"`
+	Name string `json:"name"`
+}
+
+type pinRequest struct {
+	Ref    string `json:"ref"`
+	Pinned bool   `json:"pinned"`
+}
+
+// errorTrailer carries what went wrong after the reply had begun.
+const errorTrailer = "Cri-Error"
+
+// maxRequest bounds what is no archive.
+const maxRequest = 64 << 10
+
+// Handler serves the API. operations may be nil.
+func Handler(images Images, operations func() []operation.Timeline, log *slog.Logger) http.Handler {
+	s := &server{images, operations, log}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /images/import", s.importImages)
+	mux.HandleFunc("GET /images/export", s.export)
+	mux.HandleFunc("POST /images/tag", s.tag)
+	mux.HandleFunc("POST /images/pin", s.pin)
+	mux.HandleFunc("GET /operations", s.running)
+	return mux
+}
+
+type server struct {
+	images     Images
+	operations func() []operation.Timeline
+	log        *slog.Logger
+}
+
+func (s *server) importImages(w http.ResponseWriter, r *http.Request) {
+	list, err := s.images.Import(r.Context(), r.Body)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	out := make([]Image, 0, len(list))
+	for _, i := range list {
+		out = append(out, Image{ID: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: i.Size})
+	}
+	s.reply(w, out)
+}
+
+func (s *server) export(w http.ResponseWriter, r *http.Request) {
+	refs := r.URL.Query()["ref"]
+	if len(refs) == 0 {
+		s.fail(w, fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument))
+		return
+	}
+	// What is likely to be wrong should be said before the reply begins.
+	for _, ref := range refs {
+		if _, err := s.images.Get(ref); err != nil {
+			s.fail(w, err)
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	w.Header().Set("Trailer", errorTrailer)
+	if err := s.images.Export(r.Context(), w, refs...); err != nil {
+		s.log.Warn("export", "images", refs, "error", err)
+		w.Header().Set(errorTrailer, headerText(err.Error()))
+	}
+}
+
+func (s *server) tag(w http.ResponseWriter, r *http.Request) {
+	var q tagRequest
+	if err := decode(w, r, &q); err != nil {
+		s.fail(w, err)
+		return
+	}
+	if err := s.images.Tag(r.Context(), q.Ref, q.Name); err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) pin(w http.ResponseWriter, r *http.Request) {
+	var q pinRequest
+	if err := decode(w, r, &q); err != nil {
+		s.fail(w, err)
+		return
+	}
+	if err := s.images.Pin(r.Context(), q.Ref, q.Pinned); err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) running(w http.ResponseWriter, _ *http.Request) {
+	list := []operation.Timeline{}
+	if s.operations != nil {
+		list = append(list, s.operations()...)
+	}
+	s.reply(w, list)
+}
+
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("request: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (s *server) reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.log.Debug("admin reply", "error", err)
+	}
+}
+
+func (s *server) fail(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(errhttp.ToHTTP(err))
+	_ = json.NewEncoder(w).Encode(failure{err.Error()}) // the client has gone; there is nobody to tell
+}
+
+// headerText makes an error fit for a header's value.
+func headerText(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c > '~' {
+			b[i] = ' '
+		}
+	}
+	return string(b[:min(len(b), 4000)])
+}
