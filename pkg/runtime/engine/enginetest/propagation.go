@@ -1,0 +1,67 @@
+package enginetest
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+var propagationTests = []test{
+	{"propagation/rprivate", nil, func(t *testing.T, s *suite) { propagate(t, s, "rprivate", false, false) }},
+	{"propagation/rslave", nil, func(t *testing.T, s *suite) { propagate(t, s, "rslave", true, false) }},
+	{"propagation/rshared", nil, func(t *testing.T, s *suite) { propagate(t, s, "rshared", true, true) }},
+	{"propagation/default", nil, func(t *testing.T, s *suite) { propagate(t, s, "", false, false) }},
+	{"propagation/root", nil, rootPropagation},
+}
+
+// propagate binds a shared mount of the host and mounts something on either side of it.
+func propagate(t *testing.T, s *suite, option string, in, out bool) {
+	host := s.hostMount(t, unix.MS_SHARED)
+	options := []string{"rbind"}
+	if option != "" {
+		options = append(options, option)
+	}
+	b := s.box(t, s.spec("echo up; read x; mount -t tmpfs -o size=64k t /vol/inner && echo mounted; cat >/dev/null",
+		bind(host, "/vol", options...), addCaps("CAP_SYS_ADMIN"))).start().ready("up")
+	m := mountAt(t, b.pid(), "/vol")
+	equal(t, "shared", strings.Contains(m.optional, "shared:"), out)
+	equal(t, "a slave", strings.Contains(m.optional, "master:"), in && !out)
+
+	if err := unix.Mount("tmpfs", filepath.Join(host, "host"), "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "the host's mount seen inside", mounted(t, b.pid(), "/vol/host"), in)
+
+	if _, err := io.WriteString(b.stdin, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	b.ready("mounted")
+	equal(t, "the container's mount seen on the host", mounted(t, os.Getpid(), filepath.Join(host, "inner")), out)
+	equal(t, "and inside", mounted(t, b.pid(), "/vol/inner"), true)
+	b.finish()
+}
+
+func mounted(t *testing.T, pid int, point string) bool {
+	t.Helper()
+	for _, m := range mountsOf(t, pid) {
+		if m.point == point {
+			return true
+		}
+	}
+	return false
+}
+
+func rootPropagation(t *testing.T, s *suite) {
+	for kind, want := range map[string]string{"": "", "rprivate": "", "private": "", "shared": "shared:", "rshared": "shared:"} {
+		b := s.live(t, "", func(c *specs.Spec) { c.Linux.RootfsPropagation = kind })
+		got := mountAt(t, b.pid(), "/").optional
+		if want == "" && got != "" || !strings.HasPrefix(got, want) {
+			t.Errorf("rootfsPropagation %q: the root is %q", kind, got)
+		}
+	}
+}
