@@ -102,3 +102,6 @@ func (c *Containers) Wait(ctx context.Context) error {
 	}
 	return err
 }
+
+// Operations are those that run now.
+func (c *Containers) Operations() []operation.Timeline { return c.ops.Running() }

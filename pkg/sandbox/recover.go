@@ -139,3 +139,6 @@ func (s *Sandboxes) PauseExited(id string) bool {
 
 // Wait waits for running operations to end: for a graceful stop.
 func (s *Sandboxes) Wait(ctx context.Context) error { return s.ops.Wait(ctx) }
+
+// Operations are those that run now.
+func (s *Sandboxes) Operations() []operation.Timeline { return s.ops.Running() }

@@ -1,0 +1,105 @@
+package cri
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+)
+
+// retryMonitor is how long to wait before cri-monitor is called again after it was lost.
+const retryMonitor = 200 * time.Millisecond
+
+// recover brings the records and what is there together, before the server answers its first call.
+func (s *Server) recover(ctx context.Context) error {
+	list, err := s.monitor.List(ctx)
+	if err != nil {
+		return fmt.Errorf("ask cri-monitor for its containers: %w", err)
+	}
+	states := make(map[string]monitor.State, len(list))
+	for _, st := range list {
+		states[st.ID] = st
+	}
+	if err := s.containers.Recover(ctx, states); err != nil {
+		return err
+	}
+	if err := s.sandboxes.Recover(ctx, states); err != nil {
+		return err
+	}
+	// What has no record was begun by a server that died before its first word of it, or outlived its removal.
+	for _, st := range list {
+		if !s.known(st.ID) {
+			s.log.Info("removing a container that has no record", "container", st.ID)
+			if err := s.monitor.Delete(ctx, st.ID); err != nil {
+				s.log.Error("remove a container that has no record", "container", st.ID, "error", err)
+			}
+		}
+	}
+	s.sweepCgroups(ctx)
+	for _, key := range s.images.Snapshots() {
+		if !s.containers.Known(key) {
+			s.log.Info("removing a snapshot that has no record", "snapshot", key)
+			if err := s.images.RemoveSnapshot(ctx, key); err != nil {
+				s.log.Error("remove a snapshot", "snapshot", key, "error", err)
+			}
+		}
+	}
+	if err := s.network.GC(ctx, s.sandboxes.Live()); err != nil {
+		s.log.Error("network garbage collection", "error", err)
+	}
+	return nil
+}
+
+func (s *Server) known(id string) bool { return s.containers.Known(id) || s.sandboxes.Known(id) }
+
+func (s *Server) sweepCgroups(ctx context.Context) {
+	paths, err := s.cgroups.List()
+	if err != nil {
+		s.log.Error("list cgroups", "error", err)
+		return
+	}
+	for _, p := range paths {
+		if s.known(cgroupID(p)) {
+			continue
+		}
+		s.log.Info("removing a cgroup that has no record", "cgroup", p)
+		if err := s.cgroups.Delete(ctx, p); err != nil {
+			s.log.Error("remove a cgroup", "cgroup", p, "error", err)
+		}
+	}
+}
+
+// follow carries cri-monitor's news to sandboxes and containers until ctx ends. When the line breaks it is taken up
+// again; the events begin with the state of every container, so nothing is missed.
+func (s *Server) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := s.followOnce(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("lost cri-monitor, calling again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryMonitor):
+		}
+	}
+}
+
+func (s *Server) followOnce(ctx context.Context) error {
+	events, err := s.monitor.Events(ctx)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	for {
+		e, err := events.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if e.State.Status != monitor.Stopped || e.Type == "deleted" {
+			continue
+		}
+		if !s.containers.Exited(e.State) && s.sandboxes.PauseExited(e.State.ID) {
+			s.log.Info("pause has ended", "sandbox", e.State.ID, "exit_code", e.State.ExitCode)
+		}
+	}
+}

@@ -1,0 +1,191 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
+	"github.com/seed-9a14075a/cri-server/pkg/config"
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/handler"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/seccomp"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
+	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
+	"github.com/seed-9a14075a/cri-server/pkg/sandbox/pause"
+)
+
+// New opens the stores, finds or starts cri-monitor, and brings the records and what is there together. The caller holds
+// the locks on cfg.Root and cfg.State. version is the server's own, a semantic version.
+func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (_ *Server, err error) {
+	s := &Server{cfg: cfg, log: log, version: version, started: time.Now()}
+	var undo []func() error
+	defer func() {
+		for _, f := range slices.Backward(undo) {
+			if err != nil {
+				_ = f()
+			}
+		}
+	}()
+	if s.host, err = spec.ProbeHost(); err != nil {
+		return nil, fmt.Errorf("probe the host: %w", err)
+	}
+	if s.handlers, err = handlers(cfg); err != nil {
+		return nil, err
+	}
+	if s.cgroups, err = cgroupdriver.New(cgroupdriver.Config{
+		Driver: cfg.CgroupDriver, DefaultParent: cfg.DefaultCgroupParent, Logger: log,
+	}); err != nil {
+		return nil, fmt.Errorf("cgroups: %w", err)
+	}
+	// The three slow ones do not need each other.
+	var g errgroup.Group
+	g.Go(func() (err error) { s.monitor, err = s.callMonitor(ctx); return err })
+	g.Go(func() (err error) { s.images, err = s.openImages(); return err })
+	g.Go(func() (err error) { s.network, err = s.openNetwork(); return err })
+	err = g.Wait()
+	if s.monitor != nil {
+		undo = append(undo, s.monitor.Close)
+	}
+	if s.images != nil {
+		undo = append(undo, s.images.Close)
+	}
+	if s.network != nil {
+		undo = append(undo, s.network.Close)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.openPods(); err != nil {
+		return nil, err
+	}
+	if err := s.recover(ctx); err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	if s.streaming, err = newStreamServer(s, cfg.Stream.Address, cfg.Stream.IdleTimeout, log); err != nil {
+		return nil, err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.tasks.Add(1)
+	go func() { defer s.tasks.Done(); s.follow(background) }()
+	return s, nil
+}
+
+func handlers(cfg *config.Config) (*handler.Table, error) {
+	var list []handler.Handler
+	for name, r := range cfg.Runtimes {
+		h := handler.Handler{Name: name}
+		if r.Engine == "oci" {
+			root := r.Root
+			if root == "" {
+				root = filepath.Join(cfg.State, "oci", name)
+			}
+			h.OCI = &monitor.OCIRuntime{Path: r.Path, Root: root, Args: r.Args}
+		}
+		list = append(list, h)
+	}
+	return handler.NewTable(list, cfg.DefaultRuntime)
+}
+
+// callMonitor connects to the node's cri-monitor and starts it if there is none.
+func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
+	path := s.cfg.MonitorPath
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(filepath.Dir(self), "cri-monitor")
+	}
+	dir := filepath.Join(s.cfg.State, "monitor")
+	socket := filepath.Join(dir, "monitor.sock")
+	if err := monitor.Launch(ctx, monitor.LaunchConfig{
+		Path: path, Socket: socket, StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
+	}); err != nil {
+		return nil, fmt.Errorf("cri-monitor: %w", err)
+	}
+	c, err := monitor.Dial(ctx, socket)
+	if err != nil {
+		return nil, fmt.Errorf("cri-monitor: %w", err)
+	}
+	return c, nil
+}
+
+func (s *Server) openImages() (imagestore.Store, error) {
+	i := s.cfg.Image
+	store, err := imagestore.Open(imagestore.Config{
+		Root: filepath.Join(s.cfg.Root, "images"), CertsDir: i.CertsDir, Snapshotter: i.Snapshotter,
+		StallTimeout: i.PullStallTimeout, MaxParallelLayers: i.MaxParallelLayers, DiscardBlobs: i.DiscardBlobs, Logger: s.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return store, nil
+}
+
+func (s *Server) openNetwork() (network.Network, error) {
+	n := s.cfg.Network
+	net, err := network.New(network.Config{
+		Mode: n.Mode, ConfDir: n.ConfDir, BinDirs: n.BinDirs, NetnsDir: n.NetnsDir, PodCIDRs: n.PodCIDR, Bridge: n.Bridge,
+		CacheDir: filepath.Join(s.cfg.Root, "cni"), StateDir: filepath.Join(s.cfg.Root, "networks"), Logger: s.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	return net, nil
+}
+
+func (s *Server) openPods() error {
+	pauseRoot, err := installPause(filepath.Join(s.cfg.Root, "pause"))
+	if err != nil {
+		return fmt.Errorf("pause: %w", err)
+	}
+	if s.sandboxes, err = sandbox.Open(sandbox.Config{
+		RecordsDir: filepath.Join(s.cfg.Root, "sandboxes"), StateDir: s.cfg.State, NetnsDir: s.cfg.Network.NetnsDir,
+		Monitor: s.monitor, Cgroups: s.cgroups, Network: s.network, Handlers: s.handlers, Host: s.host,
+		Seccomp: seccomp.Compile, Pause: rootfs.Rootfs{Path: pauseRoot}, ShmSize: s.cfg.ShmSize, Log: s.log,
+	}); err != nil {
+		return err
+	}
+	s.containers, err = runtime.Open(runtime.Config{
+		RecordsDir: filepath.Join(s.cfg.Root, "containers"), StateDir: s.cfg.State, Monitor: s.monitor, Cgroups: s.cgroups,
+		Images: s.images, Handlers: s.handlers, Host: s.host, Seccomp: seccomp.Compile,
+		ExecOutputLimit: s.cfg.MaxExecOutput, Log: s.log,
+	})
+	return err
+}
+
+// installPause writes pause's root file system below dir, under the name of its content, so that a new version does
+// not touch what pods of an old one run from. It lies below root, not state: /run is often mounted noexec.
+func installPause(dir string) (string, error) {
+	sum := sha256.Sum256(pause.Binary)
+	root := filepath.Join(dir, hex.EncodeToString(sum[:8]))
+	file := filepath.Join(root, "pause")
+	for _, d := range []string{"proc", "dev", "sys"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, pause.Binary) {
+		return root, nil
+	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	return root, renameio.WriteFile(file, pause.Binary, 0o755)
+}

@@ -1,0 +1,55 @@
+package cri
+
+import (
+	"context"
+	"net/http"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/admin"
+	"github.com/seed-9a14075a/cri-server/pkg/config"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
+)
+
+// ServerOptions are the interceptors that the gRPC server must be made with.
+func (s *Server) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.UnaryInterceptor(Interceptor(s.log)), grpc.StreamInterceptor(StreamInterceptor(s.log))}
+}
+
+// Register offers both CRI services.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	runtimeapi.RegisterRuntimeServiceServer(r, s)
+	runtimeapi.RegisterImageServiceServer(r, s)
+}
+
+// Admin is the operator's API.
+func (s *Server) Admin() http.Handler {
+	return admin.Handler(s.images, func() []operation.Timeline {
+		return append(s.sandboxes.Operations(), s.containers.Operations()...)
+	}, s.log)
+}
+
+// Reload takes the live options of a new configuration. What there is of them is read where it is used (certs.d) or
+// handled by the daemon (log level).
+func (s *Server) Reload(*config.Config) {}
+
+// Drain ends the calls that have no end of their own: sessions of exec, attach and port-forward.
+func (s *Server) Drain() { s.streaming.close() }
+
+// Close waits for running operations, ends the background work and lets go of the stores. Pods run on. Drain must have
+// been called.
+func (s *Server) Close(ctx context.Context) error {
+	err := s.sandboxes.Wait(ctx)
+	if e := s.containers.Wait(ctx); err == nil {
+		err = e
+	}
+	s.stop()
+	s.tasks.Wait()
+	for _, f := range []func() error{s.images.Close, s.network.Close, s.monitor.Close} {
+		if e := f(); err == nil {
+			err = e
+		}
+	}
+	return err
+}

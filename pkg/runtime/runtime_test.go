@@ -1,0 +1,165 @@
+package runtime
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+)
+
+func TestMerge(t *testing.T) {
+	old := &runtimeapi.LinuxContainerResources{
+		CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512, MemoryLimitInBytes: 1 << 20, CpusetCpus: "0",
+		Unified: map[string]string{"memory.high": "1", "memory.low": "2"},
+	}
+	before := proto.Clone(old)
+	got := merge(old, &runtimeapi.LinuxContainerResources{CpuQuota: -1, CpusetMems: "0", Unified: map[string]string{"memory.high": "9"}})
+	want := &runtimeapi.LinuxContainerResources{
+		CpuPeriod: 100000, CpuQuota: -1, CpuShares: 512, MemoryLimitInBytes: 1 << 20, CpusetCpus: "0", CpusetMems: "0",
+		Unified: map[string]string{"memory.high": "9", "memory.low": "2"},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	if !proto.Equal(old, before) {
+		t.Error("merge changed its input")
+	}
+	if got := merge(nil, &runtimeapi.LinuxContainerResources{CpuShares: 2}); got.CpuShares != 2 {
+		t.Errorf("without old resources: %v", got)
+	}
+}
+
+func TestRates(t *testing.T) {
+	var r rates
+	at := time.Unix(1000, 0)
+	read := func(d time.Duration, usage uint64) uint64 {
+		return r.nanoCores("x", &cgroupdriver.Stats{Time: at.Add(d), CPU: &cgroupdriver.CPUStats{Usage: usage}})
+	}
+	for _, step := range []struct {
+		name  string
+		after time.Duration
+		usage uint64
+		want  uint64
+	}{
+		{"first", 0, 5e9, 0},
+		{"half a core", 2 * time.Second, 6e9, 5e8},
+		{"too soon: the old rate", 2*time.Second + 10*time.Millisecond, 7e9, 5e8},
+		{"counter went back", 4 * time.Second, 1e9, 0},
+		{"two cores", 5 * time.Second, 3e9, 2e9},
+	} {
+		if got := read(step.after, step.usage); got != step.want {
+			t.Errorf("%s: got %d, want %d", step.name, got, step.want)
+		}
+	}
+}
+
+func TestCapture(t *testing.T) {
+	b := &budget{left: 100000}
+	var out, errs capture
+	if err := out.open(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := errs.open(b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.w.Write(bytes.Repeat([]byte("o"), 70000)); err != nil {
+		t.Fatal(err)
+	}
+	out.w.Close()
+	got := out.finish()
+	if _, err := errs.w.Write(bytes.Repeat([]byte("e"), 300000)); err != nil { // more than the pipe holds: it must be read
+		t.Fatal(err)
+	}
+	errs.w.Close()
+	if e := errs.finish(); len(got) != 70000 || len(e) != 30000 {
+		t.Errorf("kept %d and %d bytes, want 70000 and 30000", len(got), len(e))
+	}
+}
+
+func TestFilters(t *testing.T) {
+	dir := t.TempDir()
+	f, err := newFilters(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := f.put([]byte("filter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err = newFilters(dir); err != nil { // as after a restart
+		t.Fatal(err)
+	}
+	if got, err := f.get(name); err != nil || string(got) != "filter" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := f.get(""); err != nil || got != nil {
+		t.Errorf("no filter: got %q, %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), []byte("folter"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = newFilters(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.get(name); err == nil {
+		t.Error("a damaged filter was used")
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	image := func(s string) *imagestore.Image {
+		i := &imagestore.Image{}
+		i.Config.Config.StopSignal = s
+		return i
+	}
+	for name, tt := range map[string]struct {
+		config runtimeapi.Signal
+		image  string
+		want   unix.Signal
+		bad    bool
+	}{
+		"none":         {want: unix.SIGTERM},
+		"image":        {image: "SIGQUIT", want: unix.SIGQUIT},
+		"image number": {image: "10", want: unix.SIGUSR1},
+		"image bad":    {image: "SIGNOTHING", bad: true},
+		"config wins":  {config: runtimeapi.Signal_SIGNAL_SIGHUP, image: "SIGQUIT", want: unix.SIGHUP},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := stopSignal(&runtimeapi.ContainerConfig{StopSignal: tt.config}, image(tt.image))
+			if (err != nil) != tt.bad || got != tt.want {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestExitReasons(t *testing.T) {
+	for name, tt := range map[string]struct {
+		state  monitor.State
+		reason string
+		code   int32
+	}{
+		"completed":   {monitor.State{}, ReasonCompleted, 0},
+		"error":       {monitor.State{ExitCode: 3}, ReasonError, 3},
+		"killed":      {monitor.State{ExitCode: 137, Signal: 9}, ReasonError, 137},
+		"oom":         {monitor.State{ExitCode: 137, Signal: 9, OOMKilled: true}, ReasonOOMKilled, 137},
+		"start error": {monitor.State{ExitCode: 1, StartError: "no such file"}, ReasonStartError, codeStartError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c Container
+			apply(&c, tt.state)
+			if c.Reason != tt.reason || c.ExitCode != tt.code {
+				t.Errorf("got %s %d", c.Reason, c.ExitCode)
+			}
+		})
+	}
+}
