@@ -1,0 +1,208 @@
+package imagestore
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
+)
+
+// layer makes sure that the layer diffID is unpacked and, unless configured otherwise, its blob is kept.
+func (s *Disk) layer(ctx context.Context, src source, d ocispec.Descriptor, diffID digest.Digest) error {
+	const tries = 3 // a flight joined may end because of its owner's credentials or source
+	var err error
+	for range tries {
+		if s.haveLayer(d.Digest, diffID) {
+			return nil
+		}
+		var joined bool
+		_, joined, err = s.layerF.do(ctx, s.life, &s.running, string(d.Digest)+" "+string(diffID), func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, s.bringLayer(ctx, src, d, diffID)
+		})
+		if err == nil || !joined || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// haveLayer reports that nothing is left to do for a layer.
+func (s *Disk) haveLayer(blob, diffID digest.Digest) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, unpacked := s.layers[diffID]
+	_, kept := s.blobs[blob]
+	return unpacked && (kept || s.cfg.DiscardUnpackedLayers)
+}
+
+// bringLayer runs one layer through the pipeline.
+func (s *Disk) bringLayer(ctx context.Context, src source, d ocispec.Descriptor, diffID digest.Digest) error {
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer s.slots.Release(1)
+	if s.haveLayer(d.Digest, diffID) {
+		return nil
+	}
+	defer s.hold(d.Digest, diffID)()
+	body, local, err := s.openLayer(ctx, src, d)
+	if err != nil {
+		return fmt.Errorf("fetch: %w", err)
+	}
+	defer body.Close()
+	tmp, err := s.ingestDir()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = removeAll(tmp) }()
+
+	run := pipeline{desc: d, body: body, dir: filepath.Join(tmp, "layer")}
+	if !local && !s.cfg.DiscardUnpackedLayers {
+		run.keep = filepath.Join(tmp, "blob")
+	}
+	res, err := run.run(ctx, s.unpackOptions())
+	if err != nil {
+		return err
+	}
+	if run.diffID != diffID {
+		return fmt.Errorf("check: the layer unpacks to %s, the image's config says %s: %w", run.diffID, diffID, errdefs.ErrDataLoss)
+	}
+	if res.SkippedDevices > 0 {
+		s.log.Warn("image store: device nodes of a layer left out, for want of the right to make them", "layer", d.Digest, "devices", res.SkippedDevices)
+	}
+	l, err := writeLayer(run.dir, diffID, res)
+	if err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	if err := s.sync.wait(ctx); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	if run.keep != "" {
+		if err := s.moveBlobIn(run.keep, d.Digest); err != nil {
+			return fmt.Errorf("store blob: %w", err)
+		}
+	}
+	if err := s.moveLayerIn(run.dir, l); err != nil {
+		return fmt.Errorf("store layer: %w", err)
+	}
+	return nil
+}
+
+func (s *Disk) unpackOptions() unpack.Options {
+	return unpack.Options{
+		Limits: s.cfg.Limits.Unpack, Marks: s.driver.Marks(),
+		SkipDevices: !capable(unix.CAP_MKNOD), SkipOwner: !capable(unix.CAP_CHOWN),
+	}
+}
+
+// openLayer opens the blob in the store if it is there, and at its source else.
+func (s *Disk) openLayer(ctx context.Context, src source, d ocispec.Descriptor) (rc io.ReadCloser, local bool, err error) {
+	s.mu.RLock()
+	_, ok := s.blobs[d.Digest]
+	s.mu.RUnlock()
+	if ok {
+		if f, err := os.Open(s.blobPath(d.Digest)); err == nil {
+			return f, true, nil
+		}
+	}
+	rc, err = src.Blob(ctx, d)
+	return rc, false, err
+}
+
+// pipeline is one pass over one layer: receive, check and keep | decompress | check and unpack. Each stage has its
+// own goroutine.
+type pipeline struct {
+	desc ocispec.Descriptor
+	body io.Reader
+	// dir is made and gets the files in dir/fs; keep, if not empty, is made and gets the blob.
+	dir, keep string
+	diffID    digest.Digest
+}
+
+func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, error) {
+	fs := filepath.Join(p.dir, "fs")
+	if err := errors.Join(os.Mkdir(p.dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return unpack.Result{}, err
+	}
+	root, err := unix.Open(fs, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unpack.Result{}, err
+	}
+	defer unix.Close(root)
+	if err := unix.Fchmod(root, 0o755); err != nil {
+		return unpack.Result{}, err
+	}
+	compressed, tarStream := newChunkPipe(), newChunkPipe()
+	received := make(chan error, 1)
+	go func() {
+		err := p.receive(compressed)
+		compressed.closeWrite(err)
+		received <- err
+	}()
+	decompressed := make(chan struct{})
+	go func() {
+		defer close(decompressed)
+		tarStream.closeWrite(decompress(compressed, tarStream))
+	}()
+	sum := sha256.New()
+	res, err := unpack.Apply(ctx, io.TeeReader(tarStream, sum), root, opt)
+	tarStream.closeRead()
+	<-decompressed
+	if err != nil && ctx.Err() == nil {
+		// Whose fault is it? If the bytes aren't the ones the digest names, the sender's.
+		_, _ = io.CopyN(io.Discard, compressed, maxBlame)
+	}
+	compressed.closeRead()
+	if rerr := <-received; rerr != nil && !errors.Is(rerr, errReaderGone) {
+		return res, fmt.Errorf("fetch: %w", rerr)
+	}
+	if err != nil {
+		return res, fmt.Errorf("unpack: %w", err)
+	}
+	p.diffID = digest.NewDigest(digest.SHA256, sum)
+	return res, nil
+}
+
+// maxBlame is how much of a layer that doesn't unpack is still read to find out whether it is the right one.
+const maxBlame = 64 << 20
+
+// receive reads exactly the descriptor's bytes, checks and keeps them.
+func (p *pipeline) receive(out io.Writer) (err error) {
+	sum := sha256.New()
+	to := []io.Writer{sum}
+	if p.keep != "" {
+		f, err := os.OpenFile(p.keep, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		to = append(to, f)
+	}
+	n, err := io.CopyBuffer(io.MultiWriter(append(to, out)...), struct{ io.Reader }{io.LimitReader(p.body, p.desc.Size)}, make([]byte, chunkSize))
+	if err != nil {
+		return err
+	}
+	var one [1]byte
+	if more, err := io.ReadFull(p.body, one[:]); more > 0 {
+		return fmt.Errorf("longer than the %d bytes of its descriptor: %w", p.desc.Size, errdefs.ErrDataLoss)
+	} else if !errors.Is(err, io.EOF) {
+		return err
+	}
+	if n != p.desc.Size {
+		return fmt.Errorf("%d bytes instead of %d: %w", n, p.desc.Size, errdefs.ErrDataLoss)
+	}
+	if got := digest.NewDigest(digest.SHA256, sum); got != p.desc.Digest {
+		return fmt.Errorf("digest is %s instead of %s: %w", got, p.desc.Digest, errdefs.ErrDataLoss)
+	}
+	return nil
+}

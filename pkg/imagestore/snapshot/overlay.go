@@ -1,0 +1,107 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+)
+
+// overlay stacks the layers' directories.
+type overlay struct {
+	marks   unpack.MarkForm
+	options []string
+}
+
+// maxLower is overlayfs's OVL_MAX_STACK (fs/overlayfs/params.h).
+const maxLower = 500
+
+func (overlay) Name() string                 { return "overlay" }
+func (o overlay) Marks() unpack.MarkForm     { return o.marks }
+func (overlay) Writable(dir string) string   { return filepath.Join(dir, "fs") }
+func (overlay) workDir(dir string) string    { return filepath.Join(dir, "work") }
+func (overlay) emptyLower(dir string) string { return filepath.Join(dir, "empty") }
+
+func (o overlay) Prepare(_ context.Context, dir string, layers []Layer) error {
+	lower := lowerDirs(layers)
+	if len(lower) > maxLower {
+		return fmt.Errorf("%d layers, overlayfs stacks %d: %w", len(lower), maxLower, errdefs.ErrFailedPrecondition)
+	}
+	if len(layers) == 0 { // an overlay needs a lower directory
+		if err := os.Mkdir(o.emptyLower(dir), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(o.workDir(dir), 0o711); err != nil {
+		return err
+	}
+	upper := o.Writable(dir)
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		return err
+	}
+	return rootAttributes(upper, layers)
+}
+
+func (o overlay) Rootfs(dir string, layers []Layer) rootfs.Rootfs {
+	r := rootfs.Rootfs{Lower: lowerDirs(layers), Upper: o.Writable(dir), Work: o.workDir(dir), Options: slices.Clone(o.options)}
+	if len(r.Lower) == 0 {
+		r.Lower = []string{o.emptyLower(dir)}
+	}
+	return r
+}
+
+func (o overlay) View(layers []Layer) (rootfs.Rootfs, bool) {
+	lower := lowerDirs(layers)
+	switch {
+	case len(lower) == 0 || len(lower) > maxLower:
+		return rootfs.Rootfs{}, false
+	case len(lower) == 1: // nothing to merge; whiteouts of a bottom layer hide nothing, but they would be seen
+		m, err := layers[0].Marks()
+		if err != nil || len(m.Whiteouts) > 0 {
+			return rootfs.Rootfs{}, false
+		}
+		return rootfs.Rootfs{Path: lower[0]}, true
+	}
+	return rootfs.Rootfs{Lower: lower, Options: slices.Clone(o.options)}, true
+}
+
+// lowerDirs is topmost first, as overlayfs wants them. Of a layer that stands in the stack more than once only the
+// topmost counts: it holds all that the others hold, and overlayfs refuses one directory twice.
+func lowerDirs(layers []Layer) []string {
+	out := make([]string, 0, len(layers))
+	for _, l := range slices.Backward(layers) {
+		if !slices.Contains(out, l.FS) {
+			out = append(out, l.FS)
+		}
+	}
+	return out
+}
+
+// rootAttributes gives dir the mode, owner and times of the image's root: those of the topmost layer with an entry for it.
+func rootAttributes(dir string, layers []Layer) error {
+	for _, l := range slices.Backward(layers) {
+		m, err := l.Marks()
+		if err != nil {
+			return err
+		}
+		if slices.Contains(m.Implied, unpack.Path(".")) {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(l.FS, &st); err != nil {
+			return err
+		}
+		if err := unix.Chown(dir, int(st.Uid), int(st.Gid)); err != nil && os.Geteuid() == 0 {
+			return err
+		}
+		return unix.Chmod(dir, st.Mode&0o7777)
+	}
+	return unix.Chmod(dir, 0o755)
+}

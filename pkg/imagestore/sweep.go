@@ -1,0 +1,123 @@
+package imagestore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
+)
+
+// sweep removes those of the layers and blobs that nothing needs any more, and frees their disk space before it
+// returns. What it removes is out of Usage first.
+func (s *Disk) sweep(layers, blobs []digest.Digest) error {
+	var trash []string
+	away := func(name string) error {
+		t := s.path("trash", randomName())
+		err := os.Rename(name, t)
+		if err == nil {
+			trash = append(trash, t)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	s.rename.Lock()
+	var err error
+	for _, name := range s.forget(layers, blobs) {
+		err = errors.Join(err, away(name))
+	}
+	s.rename.Unlock()
+	for _, t := range trash {
+		err = errors.Join(err, removeAll(t))
+	}
+	return err
+}
+
+// forget drops from memory what nobody needs, and returns where it is.
+func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unknown {
+		return nil
+	}
+	needed := s.needed()
+	for _, id := range layers {
+		l, ok := s.layers[id]
+		if !ok || needed[id] {
+			continue
+		}
+		delete(s.layers, id)
+		s.count(-l.Bytes-l.frameBytes, -l.Inodes-l.frameInodes)
+		names = append(names, s.layerPath(id))
+	}
+	for _, id := range blobs {
+		b, ok := s.blobs[id]
+		if !ok || needed[id] {
+			continue
+		}
+		delete(s.blobs, id)
+		s.count(-b.allocated, -1)
+		names = append(names, s.blobPath(id))
+	}
+	return names
+}
+
+// needed are the digests that images, snapshots and transfers rely on. The caller holds mu.
+func (s *Disk) needed() map[digest.Digest]bool {
+	n := map[digest.Digest]bool{}
+	for _, r := range s.images {
+		for _, id := range r.diffIDs() {
+			n[id] = true
+		}
+		for _, id := range r.content() {
+			n[id] = true
+		}
+	}
+	for _, sn := range s.snapshots {
+		for _, id := range sn.Layers {
+			n[id] = true
+		}
+	}
+	for id := range s.held {
+		n[id] = true
+	}
+	return n
+}
+
+// count changes the usage. The caller holds mu.
+func (s *Disk) count(bytes, inodes int64) {
+	s.usage.Bytes = uint64(int64(s.usage.Bytes) + bytes)
+	s.usage.Inodes = uint64(int64(s.usage.Inodes) + inodes)
+}
+
+// Usage implements Store: blobs and unpacked layers, as allocated on disk. What containers wrote is in SnapshotUsage.
+func (s *Disk) Usage() Usage {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	u := s.usage
+	u.Mountpoint, u.Time = s.cfg.Root, time.Now()
+	return u
+}
+
+// removeAll is os.RemoveAll for trees that hostile hands made.
+func removeAll(name string) error {
+	err := unpack.RemoveAllAt(unix.AT_FDCWD, name)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
+func emptyDir(name string) error {
+	entries, err := os.ReadDir(name)
+	for _, e := range entries {
+		err = errors.Join(err, removeAll(name+"/"+e.Name()))
+	}
+	return err
+}

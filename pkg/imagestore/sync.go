@@ -1,0 +1,77 @@
+package imagestore
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// syncer brings the store's file system to disk with syncfs(2), which reports write errors since Linux 5.8. One call
+// covers all who asked before it began: layers that finish together share one.
+type syncer struct {
+	root   *os.File
+	queued sync.WaitGroup
+
+	mu      sync.Mutex
+	running *syncRun // in the kernel now; may have begun before a caller's last write
+	next    *syncRun // begins when running ends
+}
+
+type syncRun struct {
+	done chan struct{}
+	err  error
+}
+
+func newSyncer(root string) (*syncer, error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	return &syncer{root: f}, nil
+}
+
+func (s *syncer) close() {
+	s.queued.Wait()
+	_ = s.root.Close()
+}
+
+// wait returns once everything written before the call is on disk.
+func (s *syncer) wait(ctx context.Context) error {
+	s.mu.Lock()
+	run := s.next
+	if run == nil {
+		run = &syncRun{done: make(chan struct{})}
+		if s.running == nil {
+			s.running = run
+			s.mu.Unlock()
+			s.run(run)
+			return run.err
+		}
+		s.next = run
+	}
+	s.mu.Unlock()
+	select {
+	case <-run.done:
+		return run.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run does the work for those who wait, and then starts what was queued meanwhile on behalf of the queued.
+func (s *syncer) run(r *syncRun) {
+	if err := unix.Syncfs(int(s.root.Fd())); err != nil {
+		r.err = fmt.Errorf("syncfs: %w", err)
+	}
+	s.mu.Lock()
+	s.running, s.next = s.next, nil
+	next := s.running
+	s.mu.Unlock()
+	close(r.done)
+	if next != nil {
+		s.queued.Go(func() { s.run(next) })
+	}
+}
