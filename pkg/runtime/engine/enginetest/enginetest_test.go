@@ -61,7 +61,12 @@ func TestRunc(t *testing.T) {
 	const old = "runc 1.1.5 speaks runtime-spec 1.0.2"
 	enginetest.Run(t, openOCI(binary(t, "runc")), enginetest.Caps{Lacks: map[enginetest.Feature]string{
 		enginetest.Domainname: old, enginetest.TimeNamespace: old, enginetest.IDMappedMounts: old,
-		enginetest.Scheduler: old, enginetest.IOPriority: old,
+		enginetest.Scheduler: old, enginetest.IOPriority: old, enginetest.Personality: old,
+		enginetest.ExecveErrors:   "runc start returns before execve",
+		enginetest.HookErrors:     "runc start returns before the hooks ran",
+		enginetest.PoststartHooks: "runc 1.1 runs them at the end of create",
+		enginetest.SharedRoot:     "runc 1.1 leaves the root private",
+		enginetest.NewUserNS:      "the root must be mapped before the runtime makes it",
 	}})
 }
 
@@ -72,7 +77,11 @@ func TestCrun(t *testing.T) {
 	const old = "crun 1.8.1 speaks runtime-spec 1.0.0"
 	enginetest.Run(t, openOCI(path), enginetest.Caps{Lacks: map[enginetest.Feature]string{
 		enginetest.Domainname: old, enginetest.TimeNamespace: old, enginetest.IDMappedMounts: old,
-		enginetest.Scheduler: old, enginetest.IOPriority: old,
+		enginetest.Scheduler: old, enginetest.IOPriority: old, enginetest.Personality: old,
+		enginetest.ExecveErrors:  "crun start returns before execve",
+		enginetest.HookErrors:    "crun start returns before the hooks ran",
+		enginetest.ReadonlyFlags: "crun 1.8.1 drops nosuid, nodev and noexec",
+		enginetest.NewUserNS:     "the root must be mapped before the runtime makes it",
 	}})
 }
 

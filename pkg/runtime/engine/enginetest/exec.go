@@ -144,11 +144,12 @@ func execCapabilities(t *testing.T, s *suite) {
 
 func execLimits(t *testing.T, s *suite) {
 	b := s.live(t, "", func(c *specs.Spec) { c.Process.OOMScoreAdj = ptr(200) })
-	x := b.exec("ulimit -Sn; sleep 1000", func(p *specs.Process) {
-		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 111, Hard: 222}}
+	x := b.exec("ulimit -Ss; sleep 1000", func(p *specs.Process) {
+		// Not RLIMIT_NOFILE: Go's runtime raises its soft limit, and runc 1.1 forgets to take that back.
+		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_STACK", Soft: 1 << 20, Hard: 2 << 20}}
 		p.OOMScoreAdj = ptr(300)
 	})
-	if !eventually(func() bool { return x.out.String() == "111\n" }) {
+	if !eventually(func() bool { return x.out.String() == "1024\n" }) {
 		t.Errorf("inside: %q", x.out)
 	}
 	equal(t, "oom_score_adj", read(t, fmt.Sprintf("/proc/%d/oom_score_adj", x.p.Pid())), "300")
@@ -179,7 +180,6 @@ func execTerminal(t *testing.T, s *suite) {
 
 func execMissing(t *testing.T, s *suite) {
 	b := s.live(t, "")
-	before := take(t).fds
 	for _, x := range []struct {
 		name string
 		kind func(error) bool
@@ -189,7 +189,6 @@ func execMissing(t *testing.T, s *suite) {
 			t.Errorf("%s: %v", x.name, err)
 		}
 	}
-	_ = before
 	if b.ended() {
 		t.Error("a failed exec ended the container")
 	}

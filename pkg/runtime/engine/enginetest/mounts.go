@@ -17,7 +17,7 @@ var mountTests = []test{
 	{"mounts/only what was asked for", nil, mountsAskedFor},
 	{"mounts/order", nil, mountOrder},
 	{"mounts/targets are made", nil, mountTargets},
-	{"mounts/links stay inside", []Feature{LinkTargets}, linksStayInside},
+	{"mounts/links stay inside", nil, linksStayInside},
 	{"mounts/proc on a link", nil, procOnLink},
 	{"mounts/cgroup", nil, cgroupMount},
 }
@@ -76,7 +76,7 @@ func mountsUsable(t *testing.T, s *suite) {
 	out := s.sh(t, `touch /dev/mqueue/q && ls /dev/mqueue
 echo x > /dev/shm/f && cat /dev/shm/f
 stat -c %a /dev/shm
-readlink /dev/ptmx /dev/fd /dev/stdin /dev/stdout /dev/stderr
+for l in ptmx fd stdin stdout stderr; do readlink /dev/$l; done
 [ -c /dev/pts/ptmx ] && echo ptmx
 for p in /proc/[0-9]*; do echo ${p#/proc/}; done | sort -n | head -n 1
 ls /sys/class/net`)
@@ -151,13 +151,16 @@ func linksStayInside(t *testing.T, s *suite) {
 		if err := os.Symlink(link, filepath.Join(b.dir, "upper/link")); err != nil {
 			t.Fatal(err)
 		}
-		b.start().ready("ready")
-		contains(t, name+": inside", b.out.String(), "made")
+		err := b.launch() // a link to nowhere may be refused
+		if err == nil {
+			b.ready("ready")
+			contains(t, name+": inside", b.out.String(), "made")
+			b.finish()
+		}
 		entries, err := os.ReadDir(host)
 		if err != nil || len(entries) != 1 {
 			t.Errorf("%s: the host's directory has %v %v", name, entries, err)
 		}
-		b.finish()
 	}
 }
 
@@ -188,7 +191,7 @@ func procOnLink(t *testing.T, s *suite) {
 // cgroupMount: the container sees its own cgroup, read-only, and nothing of the host's tree.
 func cgroupMount(t *testing.T, s *suite) {
 	b := s.live(t, `for d in /sys/fs/cgroup/pids /sys/fs/cgroup; do [ -f $d/cgroup.procs ] && grep -qx 1 $d/cgroup.procs && echo own && break; done
-mkdir /sys/fs/cgroup/pids/x 2>/dev/null || mkdir /sys/fs/cgroup/x 2>/dev/null || echo readonly`,
+mkdir $d/x 2>/dev/null || echo readonly`,
 		withMount(specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}}))
 	equal(t, "inside", b.out.String(), "own\nreadonly\nready\n")
 }

@@ -89,10 +89,10 @@ func joinedNamespaces(t *testing.T, s *suite) {
 }
 
 func sharedPids(t *testing.T, s *suite) {
-	first := s.live(t, "touch /tmp/mine")
-	b := s.live(t, `[ $$ != 1 ] && tr '\0' ' ' < /proc/1/cmdline && echo && ps`, namespace(specs.PIDNamespace, nsPath(first.pid(), "pid")))
+	first := s.live(t, "echo first > /tmp/mine")
+	b := s.live(t, `[ $$ != 1 ] && tr '\0' ' ' < /proc/1/cmdline && echo && cat /proc/1/root/tmp/mine`, addCaps("CAP_SYS_PTRACE"), namespace(specs.PIDNamespace, nsPath(first.pid(), "pid")))
 	equal(t, "pid namespace", nsOf(t, b.pid(), "pid"), nsOf(t, first.pid(), "pid"))
-	contains(t, "pid 1 as the second one sees it", b.out.String(), "touch /tmp/mine")
+	contains(t, "pid 1 as the second one sees it", b.out.String(), "cat \nfirst\n")
 	b.finish()
 	if first.ended() {
 		t.Error("the end of the second container ended the first")

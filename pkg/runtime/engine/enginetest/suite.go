@@ -38,8 +38,11 @@ const (
 	ExecveErrors   Feature = "errors of execve at start"
 	MissingCwd     Feature = "making a missing cwd"
 	CloseFds       Feature = "closing inherited fds"
-	LinkTargets    Feature = "mounts on symlinks in the root"
-	HookErrors     Feature = "failing startContainer hooks"
+	SharedRoot     Feature = "shared root propagation"
+	ReadonlyFlags  Feature = "keeping the flags of read-only paths"
+	HookErrors     Feature = "errors of startContainer hooks"
+	PoststartHooks Feature = "poststart hooks after start"
+	NewUserNS      Feature = "making a user namespace"
 	LatePids       Feature = "killing what outlives the first process"
 	ConsoleSize    Feature = "console size"
 )
@@ -113,6 +116,16 @@ func (s *suite) one(t *testing.T, x test) {
 		t.Parallel()
 		x.run(t, s)
 	})
+}
+
+// lacks reports that the engine has not got f, for a test that has more to look at.
+func (s *suite) lacks(t *testing.T, f Feature) bool {
+	t.Helper()
+	why, lacks := s.caps.Lacks[f]
+	if lacks {
+		t.Logf("%s: no %s: %s", s.engine.Name(), f, why)
+	}
+	return lacks
 }
 
 // need skips the test when the engine has not got f.

@@ -3,8 +3,10 @@ package enginetest
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -12,11 +14,12 @@ import (
 )
 
 var usernsTests = []test{
-	{"userns/root file system and identity", []Feature{UserNamespace}, userNamespace},
+	{"userns/new: root file system and identity", []Feature{UserNamespace, NewUserNS}, newUserNamespace},
+	{"userns/joined: root file system and identity", []Feature{UserNamespace}, joinedUserNamespace},
 	{"userns/id-mapped bind", []Feature{UserNamespace, IDMappedMounts}, usernsBind},
-	{"userns/user", []Feature{UserNamespace}, usernsUser},
-	{"userns/terminal", []Feature{UserNamespace}, usernsTerminal},
-	{"userns/exec", []Feature{UserNamespace}, usernsExec},
+	{"userns/user", []Feature{UserNamespace, NewUserNS}, usernsUser},
+	{"userns/terminal", []Feature{UserNamespace, NewUserNS}, usernsTerminal},
+	{"userns/exec", []Feature{UserNamespace, NewUserNS}, usernsExec},
 }
 
 const (
@@ -31,9 +34,27 @@ func withUserns(c *specs.Spec) {
 	c.Linux.UIDMappings, c.Linux.GIDMappings = idMap, idMap
 }
 
-func userNamespace(t *testing.T, s *suite) {
+func newUserNamespace(t *testing.T, s *suite) { userNamespace(t, s, withUserns) }
+
+// joinedUserNamespace is how a pod has it: one process holds the namespaces, the containers join.
+func joinedUserNamespace(t *testing.T, s *suite) {
+	holder := hold(t)
+	userNamespace(t, s, func(c *specs.Spec) {
+		withUserns(c)
+		for _, kind := range []specs.LinuxNamespaceType{specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+			name := kinds[kind]
+			if kind == specs.UserNamespace {
+				name = "user"
+			}
+			namespace(kind, nsPath(holder, name))(c)
+		}
+	})
+}
+
+func userNamespace(t *testing.T, s *suite, change func(*specs.Spec)) {
+	t.Helper()
 	b := s.live(t, `cat /proc/self/uid_map; id -u; stat -c '%u:%g' /bin/busybox /home/joe / /dev/null /dev/shm
-touch /new && chown 1000:1000 /new && stat -c '%u:%g' /new; hostname inside && hostname; ls /root >/dev/null && echo root`, withUserns, addCaps("CAP_SYS_ADMIN"))
+touch /new && chown 1000:1000 /new && stat -c '%u:%g' /new; hostname inside && hostname; ls /root >/dev/null && echo root`, change, addCaps("CAP_SYS_ADMIN"))
 	got := strings.Join(strings.Fields(b.out.String()), " ")
 	want := fmt.Sprintf("0 %d %d 0 0:0 1000:1000 0:0 ", mappedTo, mapSize)
 	if !strings.HasPrefix(got, want) {
@@ -72,11 +93,11 @@ func usernsBind(t *testing.T, s *suite) {
 }
 
 func usernsUser(t *testing.T, s *suite) {
-	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; grep CapEff /proc/self/status; : > /dev/null && echo null", withUserns, func(c *specs.Spec) {
+	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; id -G; grep CapEff /proc/self/status; : > /dev/null && echo null", withUserns, func(c *specs.Spec) {
 		c.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{44}}
 		c.Process.Capabilities = &specs.LinuxCapabilities{}
 	})
-	equal(t, "inside", b.out.String(), "1000\n1000\nCapEff:\t"+mask(t)+"\nnull\nready\n")
+	equal(t, "inside", b.out.String(), "1000\n1000\n1000 44\nCapEff:\t"+mask(t)+"\nnull\nready\n")
 	equal(t, "Uid outside", status(t, b.pid(), "Uid"), fmt.Sprintf("%d %[1]d %[1]d %[1]d", mappedTo+1000))
 	equal(t, "Groups outside", status(t, b.pid(), "Groups"), fmt.Sprint(mappedTo+44))
 }
@@ -96,4 +117,37 @@ func usernsExec(t *testing.T, s *suite) {
 	x := b.exec("sleep 1000")
 	equal(t, "user namespace", nsOf(t, x.p.Pid(), "user"), nsOf(t, b.pid(), "user"))
 	equal(t, "Uid outside", status(t, x.p.Pid(), "Uid"), fmt.Sprintf("%d %[1]d %[1]d %[1]d", mappedTo))
+}
+
+// hold starts a process of the host in a user namespace with idMap and in net, ipc and uts namespaces owned by it.
+func hold(t *testing.T) int {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("busybox-static is missing")
+	}
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: mappedTo, Size: mapSize}}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	// Not os/exec, which would wait for it: the process has a reaper.
+	pid, err := syscall.ForkExec(busybox, []string{"cat"}, &syscall.ProcAttr{
+		Files: []uintptr{r.Fd(), null.Fd(), null.Fd()},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			UidMappings: ids, GidMappings: ids,
+		},
+	})
+	if err != nil {
+		t.Fatalf("user namespace: %v", err)
+	}
+	t.Cleanup(func() { w.Close() }) // its standard input ends, and so does it
+	return pid
 }

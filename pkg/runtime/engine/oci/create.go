@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
@@ -73,8 +74,13 @@ func (e *Engine) check(cfg *engine.Config) error {
 		return fmt.Errorf("directory %q is not an absolute path: %w", cfg.Dir, errdefs.ErrInvalidArgument)
 	case cfg.Cgroup != nil:
 		return fmt.Errorf("an OCI runtime makes the cgroup itself; it can't use a given one: %w", errdefs.ErrInvalidArgument)
+	case !filepath.IsAbs(s.Process.Cwd):
+		return fmt.Errorf("process.cwd %q is not an absolute path: %w", s.Process.Cwd, errdefs.ErrInvalidArgument)
 	case s.Process.Terminal && (cfg.Stdin != nil || cfg.Stdout != nil || cfg.Stderr != nil):
 		return fmt.Errorf("stdio given together with a terminal: %w", errdefs.ErrInvalidArgument)
+	}
+	if _, _, _, err := userNamespace(s.Linux); err != nil {
+		return err
 	}
 	return e.refuse(s)
 }
@@ -83,7 +89,7 @@ func (c *container) create(ctx context.Context, cfg *engine.Config) error {
 	if err := c.writeBundle(cfg); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	if err := mountAt(cfg.Rootfs, c.rootfs()); err != nil {
+	if err := c.mount(cfg); err != nil {
 		return fmt.Errorf("root file system: %w", err)
 	}
 	pidFile := filepath.Join(c.dir, "init.pid")
@@ -97,6 +103,24 @@ func (c *container) create(ctx context.Context, cfg *engine.Config) error {
 	}
 	c.init = p
 	return nil
+}
+
+// mount mounts the root on rootfs/, id-mapped for the user namespace that the container joins: the layers are shared
+// between pods, so their owners on disk can't be the container's, and runtimes leave the root as it is.
+func (c *container) mount(cfg *engine.Config) error {
+	path, rootUID, rootGID, err := userNamespace(cfg.Spec.Linux)
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		return cfg.Rootfs.MountAt(c.rootfs(), rootfs.Options{})
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("user namespace: %w", err)
+	}
+	defer ns.Close()
+	return cfg.Rootfs.MountAt(c.rootfs(), rootfs.Options{UserNS: ns, RootUID: rootUID, RootGID: rootGID})
 }
 
 func (c *container) rootfs() string { return filepath.Join(c.dir, "rootfs") }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	kernelcap "github.com/moby/sys/capability"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 )
@@ -43,6 +44,9 @@ func (e *Engine) refuse(s *specs.Spec) error {
 	c := e.features
 	needs := []need{{"domainname", s.Domainname != "", c.since(spec110)}}
 	needs = append(needs, c.process(s.Process)...)
+	if err := knownCapabilities(s.Process.Capabilities); err != nil {
+		return err
+	}
 	needs = append(needs, c.hooks(s.Hooks)...)
 	for i, m := range s.Mounts {
 		needs = append(needs, c.mount(fmt.Sprintf("mounts[%d] (%s)", i, m.Destination), m)...)
@@ -51,6 +55,22 @@ func (e *Engine) refuse(s *specs.Spec) error {
 		needs = append(needs, c.linux(s.Linux)...)
 	}
 	return e.lacking(needs)
+}
+
+// knownCapabilities refuses misspelt names: runtimes only log them, and the container runs with less than it was given.
+func knownCapabilities(caps *specs.LinuxCapabilities) error {
+	if caps == nil {
+		return nil
+	}
+	for _, name := range slices.Concat(caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable, caps.Ambient) {
+		known := slices.ContainsFunc(kernelcap.ListKnown(), func(k kernelcap.Cap) bool {
+			return "CAP_"+strings.ToUpper(k.String()) == name
+		})
+		if !known {
+			return fmt.Errorf("process.capabilities: unknown capability %q: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 func (c capability) since(v version) bool { return !c.version.less(v) }
@@ -130,6 +150,8 @@ func (c capability) idmap() bool {
 func (c capability) linux(l *specs.Linux) []need {
 	needs := []need{
 		{"linux.timeOffsets", len(l.TimeOffsets) > 0, c.namespace(specs.TimeNamespace)},
+		// runc before 1.2 ignores it and has no feature for it.
+		{"linux.personality", l.Personality != nil, c.since(spec110)},
 		{"linux.netDevices", len(l.NetDevices) > 0, c.since(spec130)},
 		{"linux.memoryPolicy", l.MemoryPolicy != nil, c.since(spec130)},
 		{"linux.intelRdt", l.IntelRdt != nil, c.enabled(func(f *features.Linux) *bool {

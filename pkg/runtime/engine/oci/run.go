@@ -74,6 +74,9 @@ func (c *container) exec(ctx context.Context, x *engine.ExecConfig) (*process, e
 	case c.init.ended():
 		return nil, fmt.Errorf("the container is not running: %w", errdefs.ErrFailedPrecondition)
 	}
+	if err := knownCapabilities(x.Process.Capabilities); err != nil {
+		return nil, err
+	}
 	if err := c.engine.lacking(c.engine.features.process(x.Process)); err != nil {
 		return nil, err
 	}
