@@ -17,9 +17,10 @@ var usernsTests = []test{
 	{"userns/new: root file system and identity", []Feature{UserNamespace, NewUserNS}, newUserNamespace},
 	{"userns/joined: root file system and identity", []Feature{UserNamespace}, joinedUserNamespace},
 	{"userns/id-mapped bind", []Feature{UserNamespace, IDMappedMounts}, usernsBind},
-	{"userns/user", []Feature{UserNamespace, NewUserNS}, usernsUser},
-	{"userns/terminal", []Feature{UserNamespace, NewUserNS}, usernsTerminal},
-	{"userns/exec", []Feature{UserNamespace, NewUserNS}, usernsExec},
+	{"userns/user", []Feature{UserNamespace}, usernsUser},
+	{"userns/terminal", []Feature{UserNamespace}, usernsTerminal},
+	{"userns/exec", []Feature{UserNamespace}, usernsExec},
+	{"userns/two containers of a pod", []Feature{UserNamespace}, usernsPod},
 }
 
 const (
@@ -37,9 +38,21 @@ func withUserns(c *specs.Spec) {
 func newUserNamespace(t *testing.T, s *suite) { userNamespace(t, s, withUserns) }
 
 // joinedUserNamespace is how a pod has it: one process holds the namespaces, the containers join.
-func joinedUserNamespace(t *testing.T, s *suite) {
+func joinedUserNamespace(t *testing.T, s *suite) { userNamespace(t, s, joinUserns(t)) }
+
+// userns gives the container a user namespace, a new one where the engine can make it.
+func (s *suite) userns(t *testing.T) func(*specs.Spec) {
+	t.Helper()
+	if s.lacks(t, NewUserNS) {
+		return joinUserns(t)
+	}
+	return withUserns
+}
+
+func joinUserns(t *testing.T) func(*specs.Spec) {
+	t.Helper()
 	holder := hold(t)
-	userNamespace(t, s, func(c *specs.Spec) {
+	return func(c *specs.Spec) {
 		withUserns(c)
 		for _, kind := range []specs.LinuxNamespaceType{specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
 			name := kinds[kind]
@@ -48,7 +61,21 @@ func joinedUserNamespace(t *testing.T, s *suite) {
 			}
 			namespace(kind, nsPath(holder, name))(c)
 		}
-	})
+	}
+}
+
+// usernsPod: what one container writes into a shared volume belongs to the same user in the other.
+func usernsPod(t *testing.T, s *suite) {
+	join := joinUserns(t)
+	first := s.live(t, "hostname pod; echo x > /dev/shm/f", join, addCaps("CAP_SYS_ADMIN"))
+	second := s.live(t, "hostname; id -u", join)
+	equal(t, "inside", second.out.String(), "pod\n0\nready\n")
+	for _, ns := range []string{"user", "net", "ipc", "uts"} {
+		equal(t, ns, nsOf(t, second.pid(), ns), nsOf(t, first.pid(), ns))
+	}
+	if nsOf(t, second.pid(), "pid") == nsOf(t, first.pid(), "pid") {
+		t.Error("pid is shared without being asked for")
+	}
 }
 
 func userNamespace(t *testing.T, s *suite, change func(*specs.Spec)) {
@@ -82,7 +109,7 @@ touch /new && chown 1000:1000 /new && stat -c '%u:%g' /new; hostname inside && h
 
 func usernsBind(t *testing.T, s *suite) {
 	host := s.hostDir(t)
-	out := s.sh(t, "stat -c %u /vol/file /plain/file; echo x > /vol/made; stat -c %u /vol/made", withUserns, withMount(specs.Mount{
+	out := s.sh(t, "stat -c %u /vol/file /plain/file; echo x > /vol/made; stat -c %u /vol/made", s.userns(t), withMount(specs.Mount{
 		Destination: "/vol", Type: "bind", Source: host, Options: []string{"rbind"}, UIDMappings: idMap, GIDMappings: idMap,
 	}), bind(host, "/plain"))
 	equal(t, "inside", out, "0\n65534\n0")
@@ -93,7 +120,7 @@ func usernsBind(t *testing.T, s *suite) {
 }
 
 func usernsUser(t *testing.T, s *suite) {
-	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; id -G; grep CapEff /proc/self/status; : > /dev/null && echo null", withUserns, func(c *specs.Spec) {
+	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; id -G; grep CapEff /proc/self/status; : > /dev/null && echo null", s.userns(t), func(c *specs.Spec) {
 		c.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{44}}
 		c.Process.Capabilities = &specs.LinuxCapabilities{}
 	})
@@ -103,7 +130,7 @@ func usernsUser(t *testing.T, s *suite) {
 }
 
 func usernsTerminal(t *testing.T, s *suite) {
-	b, _ := s.console(t, "tty; echo again > /dev/tty; : > /dev/stdout && echo reopened", withUserns)
+	b, _ := s.console(t, "tty; echo again > /dev/tty; : > /dev/stdout && echo reopened", s.userns(t))
 	b.start()
 	b.line("/dev/pts/0")
 	b.line("again")
@@ -112,7 +139,7 @@ func usernsTerminal(t *testing.T, s *suite) {
 }
 
 func usernsExec(t *testing.T, s *suite) {
-	b := s.live(t, "", withUserns)
+	b := s.live(t, "", s.userns(t))
 	equal(t, "inside", b.run("id -u; touch /tmp/f; stat -c %u /tmp/f; cat /proc/self/uid_map | tr -s ' '"), fmt.Sprintf("0\n0\n 0 %d %d", mappedTo, mapSize))
 	x := b.exec("sleep 1000")
 	equal(t, "user namespace", nsOf(t, x.p.Pid(), "user"), nsOf(t, b.pid(), "user"))
@@ -142,7 +169,7 @@ func hold(t *testing.T) int {
 		Files: []uintptr{r.Fd(), null.Fd(), null.Fd()},
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-			UidMappings: ids, GidMappings: ids,
+			UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		},
 	})
 	if err != nil {
