@@ -127,7 +127,7 @@ func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // options returns r's overlay options as key and value ("" for a flag), with the label.
 func (r Rootfs) options(o Options) [][2]string {
-	var opts [][2]string
+	opts := [][2]string{}
 	for _, s := range r.Options {
 		k, v, _ := strings.Cut(s, "=")
 		opts = append(opts, [2]string{k, v})

@@ -83,7 +83,7 @@ func (r Rootfs) overlayByFD(o Options) (int, error) {
 	}
 	set("upperdir", l.upper)
 	set("workdir", l.work)
-	for _, kv := range r.options(o) {
+	for _, kv := range append(r.options(o), [2]string{"source", "overlay"}) {
 		if err == nil {
 			if err = setOption(fs, kv[0], kv[1]); err != nil {
 				err = fmt.Errorf("overlay option %s: %w%s", kv[0], err, fsMessage(fs))

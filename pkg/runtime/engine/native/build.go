@@ -1,0 +1,261 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// builder makes one container; all of it runs on one thread that is thrown away.
+type builder struct {
+	ctx     context.Context
+	engine  *Engine
+	config  *engine.Config
+	spec    *specs.Spec
+	ns      *namespaces
+	stub    *stub
+	release func()
+	ids     idMap
+	mounts  []*mountPoint
+	cgroups []cgroupDir // clones of the cgroup's directories, for a cgroup mount
+
+	nullClone     int // of the host's null device; -1 when used
+	root          int // the root file system, detached and then attached; -1 before
+	userNS        *os.File
+	helpers       map[string]*os.File // user namespaces of id-mapped mounts, by their mapping
+	readOnlyLater []int               // tmpfs mounts that turn read-only at the end
+	terminal      *os.File            // the pty's master
+}
+
+// build runs on a thread to be thrown away. On error the stub, if there is one, is for the caller to kill.
+func (b *builder) build() (err error) {
+	defer b.close()
+	if err := b.openSources(); err != nil {
+		return err
+	}
+	if err := b.openCgroups(); err != nil {
+		return err
+	}
+	if err := b.spawn(); err != nil {
+		return err
+	}
+	if err := b.outside(); err != nil {
+		return err
+	}
+	if err := b.openRoot(); err != nil {
+		return err
+	}
+	if err := b.enter(); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		name string
+		f    func() error
+	}{
+		{"root", b.attachRoot}, {"", b.mountAll}, {"devices", b.devices}, {"terminal", b.console}, {"cwd", b.workdir},
+		{"", b.createHooks}, {"masked path", b.mask}, {"read-only path", b.readOnly}, {"sysctl", b.sysctl},
+		{"pivot", b.pivot},
+	} {
+		if err := step.f(); err != nil {
+			if step.name != "" {
+				err = fmt.Errorf("%s: %w", step.name, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) close() {
+	if b.release != nil {
+		b.release()
+	}
+	for _, m := range b.mounts {
+		closeFD(m.source)
+	}
+	for _, c := range b.cgroups {
+		closeFD(c.fd)
+	}
+	for _, fd := range b.readOnlyLater {
+		closeFD(fd)
+	}
+	for _, f := range b.helpers {
+		f.Close()
+	}
+	if b.userNS != nil {
+		b.userNS.Close()
+	}
+	closeFD(b.nullClone)
+	closeFD(b.root)
+}
+
+// outside sets what is set from outside of the container.
+func (b *builder) outside() error {
+	if err := b.stub.setOOMScoreAdj(b.spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	if !b.ns.own(unix.CLONE_NEWUSER) {
+		return nil
+	}
+	c := b.config
+	if err := ownPipes(b.ids, b.spec.Process.User.UID, c.Stdin, c.Stdout, c.Stderr); err != nil {
+		return err
+	}
+	var err error
+	b.userNS, err = b.stub.userNS()
+	return err
+}
+
+// ownPipes gives pipes to the process's user, who couldn't open /dev/stdout again while they belong to somebody that
+// its user namespace doesn't know.
+func ownPipes(ids idMap, user uint32, files ...*os.File) error {
+	uid, err := ids.uid(user)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		var st unix.Stat_t
+		if f == nil || unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Uid == uid {
+			continue
+		}
+		if err := unix.Fchown(int(f.Fd()), int(uid), -1); err != nil {
+			return fmt.Errorf("chown of a stdio pipe: %w", err)
+		}
+	}
+	return nil
+}
+
+// openRoot makes the detached mount of the root file system, still in the engine's mount namespace.
+func (b *builder) openRoot() error {
+	o := rootfs.Options{Label: b.spec.Linux.MountLabel}
+	if b.userNS != nil {
+		o.UserNS = b.userNS
+		var err error
+		if o.RootUID, err = b.ids.uid(0); err == nil {
+			o.RootGID, err = b.ids.gid(0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	f, err := b.config.Rootfs.Open(o)
+	if err != nil {
+		return classify(err)
+	}
+	defer f.Close()
+	b.root, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	return err
+}
+
+// enter moves the thread into the stub's namespaces. It stays in its own pid and user namespace: in the user namespace
+// of the host it may do what the container's root may not, such as making device nodes.
+func (b *builder) enter() error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // else setns(2) of a mount namespace is EINVAL
+		return fmt.Errorf("unshare: %w", err)
+	}
+	flags := b.ns.all() & (unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP)
+	if err := unix.Setns(b.stub.pidfd, int(flags)); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			err = errStubDied
+		}
+		return fmt.Errorf("enter the namespaces: %w", err)
+	}
+	unix.Umask(0)
+	if b.userNS == nil {
+		return nil
+	}
+	return b.asContainerRoot()
+}
+
+// asContainerRoot makes the files that the thread creates belong to the container's root, and be creatable at all in
+// id-mapped mounts, with the capabilities kept (SECBIT_NO_SETUID_FIXUP, capabilities(7)).
+func (b *builder) asContainerRoot() error {
+	const noSetuidFixup = 1 << 2
+	uid, err := b.ids.uid(0)
+	if err != nil {
+		return err
+	}
+	gid, err := b.ids.gid(0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noSetuidFixup, 0, 0, 0); err != nil {
+		return fmt.Errorf("securebits: %w", err)
+	}
+	if err := unix.Setfsgid(int(gid)); err != nil {
+		return err
+	}
+	return unix.Setfsuid(int(uid))
+}
+
+// attachRoot cuts the copied mounts off the host and attaches the root at the bundle's rootfs directory, where hooks
+// look for it.
+func (b *builder) attachRoot() error {
+	p := propagations[b.spec.Linux.RootfsPropagation]
+	if p.flag != unix.MS_PRIVATE {
+		p.flag = unix.MS_SLAVE
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|uintptr(p.flag), ""); err != nil {
+		return fmt.Errorf("cut off from the host: %w", err)
+	}
+	err := unix.MoveMount(b.root, "", unix.AT_FDCWD, b.rootDir(), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("attach at %s: %w", b.rootDir(), err)
+	}
+	return nil
+}
+
+func (b *builder) rootDir() string {
+	if b.spec.Hooks != nil {
+		return filepath.Join(b.config.Dir, bundleRoot)
+	}
+	return b.config.Dir
+}
+
+// workdir makes the process's directory where the image has none.
+func (b *builder) workdir() error {
+	fd, err := ensure(b.root, b.spec.Process.Cwd, true)
+	if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOTDIR) {
+		return classify(err)
+	}
+	closeFD(fd) // what is still missing shows when the process goes there
+	return nil
+}
+
+// pivot makes the root the container's. It moves the waiting stub's root and directory along, since both are the old
+// root (pivot_root(2)).
+func (b *builder) pivot() error {
+	for _, fd := range b.readOnlyLater {
+		if err := (attrChange{set: unix.MOUNT_ATTR_RDONLY}).apply(fd, false); err != nil {
+			return fmt.Errorf("read-only tmpfs: %w", err)
+		}
+	}
+	if r := b.spec.Root; r != nil && r.Readonly {
+		if err := (attrChange{set: unix.MOUNT_ATTR_RDONLY}).apply(b.root, false); err != nil {
+			return fmt.Errorf("read-only root: %w", err)
+		}
+	}
+	if err := unix.Fchdir(b.root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the host's mounts: %w", err)
+	}
+	if p, ok := propagations[b.spec.Linux.RootfsPropagation]; ok {
+		// Not recursive: what is mounted below has the propagation that its own options gave it. pivot_root refuses
+		// a shared root, so this comes last.
+		return propagate(b.root, propagation{p.flag, false})
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
+)
+
+// container is a container of this engine.
+type container struct {
+	engine *Engine
+	id     string
+	dir    string
+	spec   *specs.Spec
+	cgroup *engine.Cgroup
+	joins  uintptr // CLONE_NEW* of the namespaces that are not the host's
+	ids    idMap   // of its user namespace
+	init   *process
+
+	mu      sync.Mutex
+	stub    *stub  // until Start
+	filter  []byte // until Start
+	execs   []*process
+	deleted bool
+}
+
+// process is a process of a container. Its pidfd is closed by the container.
+type process struct {
+	child    *reaper.Child
+	terminal *os.File
+	mu       sync.Mutex
+	pidfd    int // -1 when closed
+}
+
+func (p *process) Pid() int             { return p.child.Pid() }
+func (p *process) Child() *reaper.Child { return p.child }
+func (p *process) Terminal() *os.File   { return p.terminal }
+
+func (p *process) Signal(sig unix.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := unix.ESRCH
+	if p.pidfd >= 0 {
+		err, _ = unix.PidfdSendSignal(p.pidfd, sig, nil, 0).(unix.Errno)
+	}
+	switch err {
+	case 0:
+		return nil
+	case unix.ESRCH:
+		return fmt.Errorf("process %d has ended: %w", p.Pid(), errdefs.ErrNotFound)
+	case unix.EINVAL:
+		return invalid("signal %d", int(sig))
+	}
+	return fmt.Errorf("signal process %d: %w", p.Pid(), err)
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.child.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// endTimeout bounds the wait for the end of a process that has got SIGKILL, in case the kernel can't let it go.
+const endTimeout = 10 * time.Second
+
+func awaitEnd(child *reaper.Child) {
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	_, _ = child.Wait(ctx)
+}
+
+func (p *process) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	closeFD(p.pidfd)
+	p.pidfd = -1
+}
+
+// Create implements engine.Engine.
+func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Container, error) {
+	spec, err := check(config)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := openNamespaces(spec.Linux.Namespaces)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.close()
+	if err := checkNamespaces(spec, ns); err != nil {
+		return nil, err
+	}
+	if err := makeBundle(config.Dir, spec); err != nil {
+		return nil, fmt.Errorf("bundle: %w", err)
+	}
+	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, ns: ns, root: -1, nullClone: -1}
+	if err := onThread(b.build); err != nil {
+		if b.stub != nil {
+			b.stub.kill()
+		}
+		if b.terminal != nil {
+			b.terminal.Close()
+		}
+		return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
+	}
+	return &container{engine: e, id: config.ID, dir: config.Dir, spec: spec, cgroup: config.Cgroup, joins: ns.all(),
+		ids: b.ids, stub: b.stub, filter: config.Seccomp,
+		init: &process{child: b.stub.child, pidfd: b.stub.pidfd, terminal: b.terminal}}, nil
+}
+
+// orContext puts ctx's error in front of one that its end has caused.
+func orContext(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	return err
+}
+
+// Process implements engine.Container.
+func (c *container) Process() engine.Process { return c.init }
+
+// Start implements engine.Container.
+func (c *container) Start(ctx context.Context) error {
+	c.mu.Lock()
+	s, filter := c.stub, c.filter
+	c.stub, c.filter = nil, nil
+	c.mu.Unlock()
+	if s == nil {
+		return fmt.Errorf("container %s was started before: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	err := c.start(ctx, s, filter)
+	s.conn.close()
+	if err == nil {
+		err = c.hostHooks(ctx, "poststart", specs.StateRunning, hooks(c.spec).Poststart)
+	}
+	if err == nil {
+		return nil
+	}
+	_ = c.Kill(context.WithoutCancel(ctx))
+	awaitEnd(c.init.child)
+	return fmt.Errorf("start container %s: %w", c.id, orContext(ctx, err))
+}
+
+func (c *container) start(ctx context.Context, s *stub, filter []byte) error {
+	if err := c.startHooks(ctx, filter); err != nil {
+		return err
+	}
+	defer s.guard(ctx)()
+	id, err := newIdentity(c.spec.Process, filter, c.spec.Linux.Seccomp)
+	if err != nil {
+		return err
+	}
+	if err := id.extend(c); err != nil {
+		return err
+	}
+	if err := s.limit(c.spec.Process); err != nil {
+		return err
+	}
+	return s.become(id)
+}
+
+// extend adds what only a container's first process sets.
+func (id *identity) extend(c *container) error {
+	id.hostname, id.domainname = c.spec.Hostname, c.spec.Domainname
+	return id.common(c)
+}
+
+// common adds what all processes of a container share but their own spec doesn't say.
+func (id *identity) common(c *container) error {
+	id.keyring = "_ses." + c.id
+	if p := c.spec.Linux.Personality; p != nil {
+		id.flags |= flagPersonality
+		id.personality = personalities[p.Domain]
+	}
+	return id.policy(c.spec.Linux.MemoryPolicy)
+}
+
+// Delete implements engine.Container.
+func (c *container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted {
+		return nil
+	}
+	if !c.init.ended() {
+		return fmt.Errorf("delete container %s: process %d still lives: %w", c.id, c.init.Pid(), errdefs.ErrFailedPrecondition)
+	}
+	c.deleted = true
+	if c.stub != nil {
+		c.stub.conn.close()
+		c.stub = nil
+	}
+	c.init.close()
+	for _, p := range c.execs {
+		p.close()
+	}
+	c.execs = nil
+	c.poststop(ctx)
+	return removeBundle(c.dir, c.spec)
+}

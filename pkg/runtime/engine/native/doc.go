@@ -1,0 +1,31 @@
+// Package native is this project's own engine: it makes containers without an OCI runtime binary.
+//
+// # The model
+//
+// A container starts as a fork of the stub (stub/stub.c), a static program of a few KB without any library that is
+// executed from a sealed memfd straight into the container's cgroup and namespaces. It waits on a socket while this
+// package builds the container around it from outside: a thread that has joined the stub's namespaces, and that is thrown
+// away afterwards, makes every mount by file descriptor (fsopen(2), open_tree(2), openat2(2) below the root), then
+// pivots the mount namespace. Start tells the stub to take on the container's identity and to become its program.
+// An exec session is a stub too; it joins the namespaces of the container's first process through one pidfd.
+//
+// The engine resolves nothing through the container's own /proc, never follows a link out of its root, hands no file
+// descriptor to the container but 0, 1 and 2, and leaves no mount on the host. Everything it makes in the kernel goes away
+// with the container's processes; on disk it writes only to Config.Dir, and only for hooks.
+//
+// A created container costs a pidfd and a socket, a running one a pidfd; there is no goroutine and no thread for it.
+//
+// # Kernel
+//
+// Linux 5.12 at least (mount_setattr(2)); New says so. Newer features are used where they are: proc's pidns= option
+// (6.17; before, the stub mounts it), overlay layers by descriptor (6.13), PIDFD_GET_*_NAMESPACE (6.11).
+//
+// # The stub
+//
+// The binaries stub/stub_amd64 and stub/stub_arm64 are committed, so that `go build` needs no C compiler. To verify them
+// run `go generate` in this directory with gcc and the other architecture's cross compiler installed and look at
+// `git status`: the build is reproducible with the same compiler. A test checks that the sources are the ones that the
+// committed binaries were made from, and, where gcc is there, that they can be built.
+package native
+
+//go:generate stub/build.sh

@@ -1,0 +1,141 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
+)
+
+var _ engine.Engine = (*Engine)(nil)
+
+// Engine is the native engine. Containers that it made stay usable after Close only through what they already hold.
+type Engine struct {
+	reaper *reaper.Reaper
+	image  *os.File // the stub, in a sealed memfd
+	proc   *os.File // a procfs that nobody else can reach, or mount anything over
+	null   *os.File // the host's /dev/null, O_PATH
+	caps   uint64   // this process's bounding set
+	// stubProc is set once the kernel has refused proc's pidns= option.
+	stubProc atomic.Bool
+}
+
+// New makes an engine whose processes r reaps. It needs root, and returns errdefs.ErrNotImplemented where the kernel
+// lacks what the engine is built on.
+func New(r *reaper.Reaper) (*Engine, error) {
+	e := &Engine{reaper: r}
+	if err := e.open(); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("native engine: %w", err)
+	}
+	return e, nil
+}
+
+func (e *Engine) open() (err error) {
+	// mount_setattr came with Linux 5.12, after all else that can't be done without (openat2, close_range, setns by
+	// pidfd). An invalid call tells them apart.
+	err = unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("needs Linux 5.12 (mount_setattr): %w", errdefs.ErrNotImplemented)
+	}
+	if e.image, err = sealedImage(); err != nil {
+		return fmt.Errorf("stub: %w", err)
+	}
+	if e.proc, err = openProc(); err != nil {
+		return fmt.Errorf("proc: %w", err)
+	}
+	if e.null, err = openNull(); err != nil {
+		return err
+	}
+	e.caps, err = boundingSet(e.proc)
+	return err
+}
+
+// Name implements engine.Engine.
+func (e *Engine) Name() string { return "native" }
+
+// Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
+func (e *Engine) Close() error {
+	for _, f := range []*os.File{e.image, e.proc, e.null} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	return nil
+}
+
+// sealedImage puts the stub in a memfd that nobody can write to, not even through a container's /proc/1/exe.
+func sealedImage() (*os.File, error) {
+	const name = "cri-stub"
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate(name, flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // MFD_EXEC came with Linux 6.3; before it every memfd was executable
+		fd, err = unix.MemfdCreate(name, flags)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(stubImage)
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS,
+			unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openProc makes a detached procfs of this process's pid namespace; where that is refused (a nested container) it
+// takes /proc, if that is one.
+func openProc() (*os.File, error) {
+	fd, err := newFS("proc", nil, 0)
+	if err != nil {
+		const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		if fd, err = unix.Open("/proc", flags, 0); err != nil {
+			return nil, err
+		}
+	}
+	f := os.NewFile(uintptr(fd), "proc")
+	if !isFS(fd, unix.PROC_SUPER_MAGIC) {
+		f.Close()
+		return nil, fmt.Errorf("/proc is no procfs: %w", errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
+}
+
+func openNull() (*os.File, error) {
+	f, err := os.OpenFile(os.DevNull, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if !isDevice(int(f.Fd()), unix.S_IFCHR, unix.Mkdev(1, 3)) {
+		f.Close()
+		return nil, fmt.Errorf("%s is not the null device: %w", os.DevNull, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
+}
+
+// boundingSet reads this process's capability bounding set.
+func boundingSet(proc *os.File) (uint64, error) {
+	b, err := readAt(proc, "self/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		}
+	}
+	return 0, fmt.Errorf("no CapBnd in /proc/self/status: %w", errdefs.ErrFailedPrecondition)
+}

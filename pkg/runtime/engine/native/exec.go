@@ -1,0 +1,234 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// session is an exec session in the making.
+type session struct {
+	c        *container
+	config   *engine.ExecConfig
+	stub     *stub
+	release  func()
+	terminal *os.File
+}
+
+// Exec implements engine.Container.
+func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine.Process, error) {
+	if err := checkExec(config); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	if c.init.ended() {
+		return nil, fmt.Errorf("exec in container %s: it has ended: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	id, err := newIdentity(config.Process, config.Seccomp, c.spec.Linux.Seccomp)
+	if err == nil {
+		err = id.common(c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	p, err := c.exec(ctx, config, id)
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, orContext(ctx, err))
+	}
+	return p, nil
+}
+
+// exec forks a stub, lets it join the container and become the program.
+func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *identity) (_ *process, err error) {
+	s := &session{c: c, config: config}
+	defer func() {
+		if s.release != nil {
+			s.release()
+		}
+		if s.stub == nil {
+			return
+		}
+		if err != nil {
+			s.stub.kill()
+			if s.terminal != nil {
+				s.terminal.Close()
+			}
+			return
+		}
+		s.stub.conn.close()
+	}()
+	if err := onThread(func() error { return s.fork(ctx) }); err != nil {
+		return nil, err
+	}
+	if err := s.join(); err != nil {
+		return nil, err
+	}
+	if err := s.outside(); err != nil {
+		return nil, err
+	}
+	if err := s.stub.become(id); err != nil {
+		return nil, err
+	}
+	p := &process{child: s.stub.child, pidfd: s.stub.pidfd, terminal: s.terminal}
+	c.track(p)
+	return p, nil
+}
+
+// track remembers a session for Delete, and forgets those that have ended, whose pidfds need not stay open.
+func (c *container) track(p *process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.execs = slices.DeleteFunc(c.execs, func(p *process) bool {
+		if p.ended() {
+			p.close()
+			return true
+		}
+		return false
+	})
+	c.execs = append(c.execs, p)
+}
+
+// fork runs on a thread to be thrown away: a process can be born into another pid namespace, but not move there.
+func (s *session) fork(ctx context.Context) error {
+	c := s.c
+	pidfd, err := c.init.dup()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	if c.joins&unix.CLONE_NEWPID != 0 {
+		if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
+			return gone(err)
+		}
+	}
+	if err := setAffinity(0, s.affinity().Initial); err != nil {
+		return fmt.Errorf("execCPUAffinity.initial: %w", err)
+	}
+	l := launch{cgroup: s.cgroup(), stdio: [3]*os.File{s.config.Stdin, s.config.Stdout, s.config.Stderr}}
+	if s.stub, err = c.engine.fork(l); err != nil {
+		return err
+	}
+	s.release = s.stub.guard(ctx)
+	if !s.config.Process.Terminal {
+		return nil
+	}
+	return s.openTerminal(pidfd)
+}
+
+// openTerminal opens a pseudoterminal of the container's devpts, for which the thread enters its mount namespace.
+func (s *session) openTerminal(pidfd int) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(pidfd, unix.CLONE_NEWNS); err != nil {
+		return gone(err)
+	}
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	master, slave, err := s.c.engine.openPTY(root, s.config.Process.ConsoleSize)
+	if err != nil {
+		return err
+	}
+	s.terminal = master
+	defer unix.Close(slave)
+	uid, err := s.c.ids.uid(s.config.Process.User.UID)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchown(slave, int(uid), -1); err != nil {
+		return err
+	}
+	if err := s.stub.do(opTTY, 0, nil, slave); err != nil {
+		return fmt.Errorf("controlling terminal: %w", err)
+	}
+	return nil
+}
+
+// join moves the stub into the cgroup and then into all namespaces at once; in the other order a cgroup namespace
+// would show it the host's path.
+func (s *session) join() error {
+	if err := s.stub.joinV1(s.cgroup()); err != nil {
+		return err
+	}
+	pidfd, err := s.c.init.dup()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	if flags := s.c.joins &^ unix.CLONE_NEWPID; flags != 0 {
+		if err := s.stub.do(opSetns, uint64(flags), nil, pidfd); err != nil {
+			return gone(err)
+		}
+	}
+	if s.c.joins&unix.CLONE_NEWUSER != 0 {
+		if err := s.stub.do(opSetID, 0, nil); err != nil {
+			return fmt.Errorf("become root of the user namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+// outside sets what is set from outside of the container.
+func (s *session) outside() error {
+	p := s.config.Process
+	adj := p.OOMScoreAdj
+	if adj == nil {
+		adj = s.c.spec.Process.OOMScoreAdj
+	}
+	if err := s.stub.setOOMScoreAdj(adj); err != nil {
+		return err
+	}
+	if s.c.joins&unix.CLONE_NEWUSER != 0 {
+		if err := ownPipes(s.c.ids, p.User.UID, s.config.Stdin, s.config.Stdout, s.config.Stderr); err != nil {
+			return err
+		}
+	}
+	if err := setAffinity(s.stub.child.Pid(), s.affinity().Final); err != nil {
+		return fmt.Errorf("execCPUAffinity.final: %w", err)
+	}
+	return s.stub.limit(p)
+}
+
+func (s *session) cgroup() *engine.Cgroup {
+	if s.config.Cgroup != nil {
+		return s.config.Cgroup
+	}
+	return s.c.cgroup
+}
+
+func (s *session) affinity() specs.CPUAffinity {
+	for _, p := range []*specs.Process{s.config.Process, s.c.spec.Process} {
+		if p.ExecCPUAffinity != nil {
+			return *p.ExecCPUAffinity
+		}
+	}
+	return specs.CPUAffinity{}
+}
+
+// dup duplicates the pidfd, so that a Delete at the same time can't pull it away.
+func (p *process) dup() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return -1, gone(unix.ESRCH)
+	}
+	return unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, 3)
+}
+
+// gone names the reason why the namespaces of a process can't be joined.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("the container has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Errorf("join the container's namespaces: %w", err)
+}

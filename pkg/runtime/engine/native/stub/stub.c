@@ -1,0 +1,368 @@
+// The engine's stub: the first program of a container, and of every exec session.
+//
+// Go forks it straight into the new namespaces. It then obeys small orders read from the socket on fd 3 until OP_EXEC
+// takes on the container's identity and replaces it by the container's program. It holds no secret, allocates nothing it
+// doesn't need, and calls no library: only raw system calls, on x86_64 and arm64.
+//
+// Every order is a struct order (16 bytes, file descriptors ride on it as SCM_RIGHTS) followed by len bytes of payload;
+// every answer a struct answer, perhaps with one descriptor. The Go side of the same protocol is conn.go and payload.go.
+#define _GNU_SOURCE
+#include <stddef.h>
+#include <stdint.h>
+#include <asm/ioctls.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/keyctl.h>
+#include <linux/mount.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <errno.h>
+
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x1000
+#endif
+#define CLOSE_RANGE_CLOEXEC_FLAG 4
+
+#if defined(__x86_64__)
+static inline long sc(long n, long a, long b, long c, long d, long e, long f) {
+	long r;
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+		: "rcx", "r11", "memory");
+	return r;	// -errno on failure
+}
+__asm__(".globl _start\n_start: xor %ebp,%ebp\n and $-16,%rsp\n call entry\n");
+#elif defined(__aarch64__)
+static inline long sc(long n, long a, long b, long c, long d, long e, long f) {
+	register long x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c,
+		x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
+	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory", "cc");
+	return x0;
+}
+__asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
+#else
+#error "the stub knows x86_64 and arm64"
+#endif
+#define S0(n) sc(n,0,0,0,0,0,0)
+#define S1(n,a) sc(n,(long)(a),0,0,0,0,0)
+#define S2(n,a,b) sc(n,(long)(a),(long)(b),0,0,0,0)
+#define S3(n,a,b,c) sc(n,(long)(a),(long)(b),(long)(c),0,0,0)
+#define S4(n,a,b,c,d) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),0,0)
+#define S5(n,a,b,c,d,e) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),0)
+#define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
+
+enum { OP_CGROUP = 1, OP_UNSHARE, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC };
+enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8 };
+enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
+	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
+	STEP_AMBIENT, STEP_NNP, STEP_EXECVE, STEP_PAYLOAD };
+
+#define SOCK 3
+#define MAXFD 32
+#define MAXPAYLOAD (16u << 20)
+#define NODEWORDS 16
+
+struct order { uint32_t op, len; uint64_t a; };
+struct answer { int32_t err, val; };
+struct identity {					// head of OP_EXEC's payload; then, in this order:
+	uint32_t flags, uid, gid, ngroups;		//  groups u32[ngroups], padded to 8 bytes
+	uint64_t bnd, prm, eff, inh, amb;		//  bpf u64[nbpf]
+	uint32_t npaths, nargs, nenv, nbpf;		//  host\0 domain\0 cwd\0 keyring\0 apparmor\0 selinux\0
+	uint32_t umask, secflags, personality, mempolicy;	//  paths\0... args\0... env\0...
+	uint64_t nodes[NODEWORDS];
+};
+
+static int fds[MAXFD], nfds;
+
+// gcc may call these for struct copies even in freestanding code.
+void *memset(void *d, int c, size_t n) { for (volatile char *p = d; n--;) *p++ = (char)c; return d; }
+void *memcpy(void *d, const void *s, size_t n) {
+	const char *q = s;
+	for (volatile char *p = d; n--;) *p++ = *q++;
+	return d;
+}
+
+static long receive(struct order *o) {
+	union { struct cmsghdr c; char b[CMSG_SPACE(sizeof(int) * MAXFD)]; } u;
+	struct iovec iov = { o, sizeof *o };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof u };
+	long r;
+	do r = S3(SYS_recvmsg, SOCK, &m, MSG_CMSG_CLOEXEC | MSG_WAITALL); while (r == -EINTR);
+	nfds = 0;
+	if (r > 0 && m.msg_controllen >= sizeof(struct cmsghdr) && u.c.cmsg_type == SCM_RIGHTS) {
+		nfds = (u.c.cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (int i = 0; i < nfds; i++) fds[i] = ((int *)CMSG_DATA(&u.c))[i];
+	}
+	return r;
+}
+
+static void answer(long err, long val, int fd) {
+	struct answer a = { (int32_t)-err, (int32_t)val };
+	union { struct cmsghdr c; char b[CMSG_SPACE(sizeof(int))]; } u;
+	struct iovec iov = { &a, sizeof a };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+	if (fd >= 0) {
+		m.msg_control = &u;
+		m.msg_controllen = sizeof u;
+		u.c.cmsg_level = SOL_SOCKET;
+		u.c.cmsg_type = SCM_RIGHTS;
+		u.c.cmsg_len = CMSG_LEN(sizeof(int));
+		*(int *)CMSG_DATA(&u.c) = fd;
+	}
+	S3(SYS_sendmsg, SOCK, &m, MSG_NOSIGNAL);
+}
+
+static void closefds(void) {
+	for (int i = 0; i < nfds; i++) S1(SYS_close, fds[i]);
+	nfds = 0;
+}
+
+static void *pages(unsigned long n) {
+	long r = S6(SYS_mmap, 0, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return r < 0 && r > -4096 ? 0 : (void *)r;
+}
+
+static long slen(const char *s) { long n = 0; while (s[n]) n++; return n; }
+
+// next returns the string at *p and moves *p behind its end, or null when it is not ended before end.
+static char *next(char **p, const char *end) {
+	char *s = *p, *q = s;
+	while (q < end && *q) q++;
+	if (q >= end) return 0;
+	*p = q + 1;
+	return s;
+}
+
+// attr writes into one of our own LSM attributes. Only the process that opened the file may write to it
+// (Linux 5.13), so Go can't do it; but Go sends a proc mount (fds[0]) that the container has no hand in.
+static long attr(const char *path, const char *verb, const char *label) {
+	char b[4096 + 8];
+	long n = 0;
+	for (const char *s = verb; *s;) b[n++] = *s++;
+	for (const char *s = label; *s && n < (long)sizeof b; ) b[n++] = *s++;
+	if (nfds < 1) return -EBADF;
+	long f = S4(SYS_openat, fds[0], path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0);
+	if (f < 0) return f;
+	long r = S3(SYS_write, f, b, n);
+	S1(SYS_close, f);
+	return r < 0 ? r : 0;
+}
+
+static long labels(const char *apparmor, const char *selinux) {
+	long r = 0;
+	if (*apparmor) {	// the file has had a directory of its own since Linux 5.8
+		r = attr("thread-self/attr/apparmor/exec", "exec ", apparmor);
+		if (r == -ENOENT) r = attr("thread-self/attr/exec", "exec ", apparmor);
+	}
+	if (r >= 0 && *selinux) {
+		r = attr("thread-self/attr/exec", "", selinux);
+		if (r >= 0) r = attr("thread-self/attr/keycreate", "", selinux);
+	}
+	return r;
+}
+
+// keyring gives the container a session keyring of its own; an exec session finds it by its name, for which the
+// owner needs the right to search it (keyctl(2), KEYCTL_SETPERM: possessor all; user view, read, search, link).
+static long keyring(const char *name) {
+	long r = S2(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name);
+	if (r == -ENOSYS) return 0;
+	if (r >= 0) r = S3(SYS_keyctl, KEYCTL_SETPERM, r, 0x3f1b0000);
+	return r == -EACCES ? 0 : r;	// joined one that belongs to another user of the same container
+}
+
+// indir changes the directory and makes sure that it is below the root: a path through a leaked descriptor
+// would show as "(unreachable)".
+static long indir(const char *cwd, int *step) {
+	char b[4096];
+	long r = S1(SYS_chdir, cwd);
+	*step = STEP_CHDIR;
+	if (r < 0) return r;
+	*step = STEP_CWD;
+	r = S2(SYS_getcwd, b, sizeof b);
+	return r < 0 ? r : b[0] == '/' ? 0 : -ENOENT;
+}
+
+static void signals(void) {
+	struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } dfl = { 0, 0, 0, 0 };
+	uint64_t none = 0;
+	for (int i = 1; i <= 64; i++) S4(SYS_rt_sigaction, i, &dfl, 0, 8);
+	S4(SYS_rt_sigprocmask, SIG_SETMASK, &none, 0, 8);
+}
+
+#define TRY(n, call) do { *step = n; r = (call); if (r < 0) return r; } while (0)
+
+// confine drops everything that the container's process shall not have.
+static long confine(struct identity *c, uint32_t *groups, struct sock_fprog *prog, int *step) {
+	long r;
+	// Without no_new_privs a filter needs CAP_SYS_ADMIN (seccomp(2)): load it before the capabilities go.
+	if ((c->flags & F_SECCOMP) && !(c->flags & F_NNP))
+		TRY(STEP_SECCOMP, S3(SYS_seccomp, SECCOMP_SET_MODE_FILTER, c->secflags, prog));
+	for (int i = 0; i < 64; i++) {
+		long has = S2(SYS_prctl, PR_CAPBSET_READ, i);
+		if (has < 0) break;	// beyond the kernel's last capability
+		if (has == 1 && !(c->bnd >> i & 1)) TRY(STEP_BOUNDING, S2(SYS_prctl, PR_CAPBSET_DROP, i));
+	}
+	TRY(STEP_KEEPCAPS, S2(SYS_prctl, PR_SET_KEEPCAPS, 1));
+	TRY(STEP_GROUPS, S2(SYS_setgroups, c->ngroups, groups));
+	TRY(STEP_GID, S3(SYS_setresgid, c->gid, c->gid, c->gid));
+	TRY(STEP_UID, S3(SYS_setresuid, c->uid, c->uid, c->uid));
+	TRY(STEP_KEEPCAPS, S2(SYS_prctl, PR_SET_KEEPCAPS, 0));
+	return 0;
+}
+
+static long privileges(struct identity *c, struct sock_fprog *prog, int *step) {
+	long r;
+	struct __user_cap_header_struct h = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct d[2] = {
+		{ (uint32_t)c->eff, (uint32_t)c->prm, (uint32_t)c->inh },
+		{ (uint32_t)(c->eff >> 32), (uint32_t)(c->prm >> 32), (uint32_t)(c->inh >> 32) } };
+	TRY(STEP_CAPSET, S2(SYS_capset, &h, d));
+	S5(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	for (int i = 0; i < 64; i++)
+		if (c->amb >> i & 1) TRY(STEP_AMBIENT, S5(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, i, 0, 0));
+	if (c->flags & F_NNP) {
+		TRY(STEP_NNP, S5(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+		if (c->flags & F_SECCOMP)
+			TRY(STEP_SECCOMP, S3(SYS_seccomp, SECCOMP_SET_MODE_FILTER, c->secflags, prog));
+	}
+	return 0;
+}
+
+// become does everything between "the sandbox is ready" and the program's first instruction. It returns only on
+// failure; *step then names the step that failed.
+static long become(char *buf, uint32_t len, int *step) {
+	long r;
+	struct identity *c = (struct identity *)buf;
+	*step = STEP_PAYLOAD;
+	if (len < sizeof *c) return -EINVAL;
+	uint64_t need = sizeof *c + ((uint64_t)c->ngroups + 1) / 2 * 8 + (uint64_t)c->nbpf * 8;
+	uint64_t ptrs = (uint64_t)c->npaths + c->nargs + c->nenv + 2;
+	if (need > len || ptrs > len || c->nbpf > BPF_MAXINSNS) return -EINVAL;
+	uint32_t *groups = (uint32_t *)(c + 1);
+	uint64_t *bpf = (uint64_t *)(groups + ((c->ngroups + 1) & ~1u));
+	char *p = buf + need, *end = buf + len, *head[6], **v = pages(ptrs * sizeof(char *));
+	if (!v) return -ENOMEM;
+	for (int i = 0; i < 6; i++) if (!(head[i] = next(&p, end))) return -EINVAL;
+	char **paths = v, **args = paths + c->npaths, **env = args + c->nargs + 1;
+	for (uint32_t i = 0; i < c->npaths; i++) if (!(paths[i] = next(&p, end))) return -EINVAL;
+	for (uint32_t i = 0; i < c->nargs; i++) if (!(args[i] = next(&p, end))) return -EINVAL;
+	for (uint32_t i = 0; i < c->nenv; i++) if (!(env[i] = next(&p, end))) return -EINVAL;
+	char *host = head[0], *domain = head[1], *cwd = head[2], *ring = head[3];
+
+	TRY(STEP_LABEL, labels(head[4], head[5]));
+	if (*host) TRY(STEP_HOSTNAME, S2(SYS_sethostname, host, slen(host)));
+	if (*domain) TRY(STEP_DOMAINNAME, S2(SYS_setdomainname, domain, slen(domain)));
+	if (*ring) TRY(STEP_KEYRING, keyring(ring));
+	if (*head[5]) TRY(STEP_LABEL, attr("thread-self/attr/keycreate", "", ""));
+	if (c->flags & F_PERSONALITY) TRY(STEP_PERSONALITY, S1(SYS_personality, c->personality));
+	if (c->flags & F_MEMPOLICY)
+		TRY(STEP_MEMPOLICY, S3(SYS_set_mempolicy, c->mempolicy, c->nodes, NODEWORDS * 64 + 1));
+	closefds();	// before chdir: no path may lead through one of ours
+	TRY(STEP_CLOSE, S3(SYS_close_range, SOCK, ~0U, CLOSE_RANGE_CLOEXEC_FLAG));
+	S1(SYS_umask, c->umask);
+	signals();
+	// As root first (a directory that only root may enter is a valid cwd); where root may not, e.g. on NFS, as the user.
+	r = indir(cwd, step);
+	int again = r == -EACCES || r == -EPERM;
+	if (r < 0 && !again) return r;
+	struct sock_fprog prog = { (unsigned short)c->nbpf, (struct sock_filter *)bpf };
+	r = confine(c, groups, &prog, step);
+	if (r < 0) return r;
+	if (again) { r = indir(cwd, step); if (r < 0) return r; }
+	r = privileges(c, &prog, step);
+	if (r < 0) return r;
+	*step = STEP_EXECVE;
+	long kept = -ENOENT;
+	for (uint32_t i = 0; i < c->npaths; i++) {	// execvp(3)
+		r = S3(SYS_execve, paths[i], args, env);
+		if (r == -EACCES) kept = r;
+		else if (r != -ENOENT && r != -ENOTDIR) return r;
+	}
+	return kept;
+}
+
+// fsmount makes a file system in the stub's own namespaces and answers with the detached mount.
+// Payload: type\0 (key\0 value\0)...; an empty value is a flag.
+static long fsmount(char *p, const char *end, uint64_t attrs, int *out) {
+	char *type = next(&p, end);
+	if (!type) return -EINVAL;
+	long f = S2(SYS_fsopen, type, FSOPEN_CLOEXEC), r = 0;
+	if (f < 0) return f;
+	while (r >= 0 && p < end) {
+		char *k = next(&p, end), *v = next(&p, end);
+		if (!k || !v) r = -EINVAL;
+		else if (*v) r = S5(SYS_fsconfig, f, FSCONFIG_SET_STRING, k, v, 0);
+		else r = S5(SYS_fsconfig, f, FSCONFIG_SET_FLAG, k, 0, 0);
+	}
+	if (r >= 0) r = S5(SYS_fsconfig, f, FSCONFIG_CMD_CREATE, 0, 0, 0);
+	if (r >= 0) r = S3(SYS_fsmount, f, FSMOUNT_CLOEXEC, attrs);
+	if (r >= 0) { *out = (int)r; r = 0; }
+	S1(SYS_close, f);
+	return r;
+}
+
+static long tty(void) {
+	long r = S3(SYS_ioctl, fds[0], TIOCSCTTY, 0);
+	for (int i = 0; r >= 0 && i < 3; i++) r = S3(SYS_dup3, fds[0], i, 0);
+	return r;
+}
+
+static long setid(void) {
+	long r = S2(SYS_setgroups, 0, 0);
+	if (r >= 0) r = S3(SYS_setresgid, 0, 0, 0);
+	if (r >= 0) r = S3(SYS_setresuid, 0, 0, 0);
+	S2(SYS_prctl, PR_SET_DUMPABLE, 0);	// a change of ids has set it anew
+	return r;
+}
+
+static int stub(void) {
+	struct order o;
+	S3(SYS_fcntl, SOCK, F_SETFD, FD_CLOEXEC);
+	S2(SYS_prctl, PR_SET_DUMPABLE, 0);	// nobody in the container may look into us
+	S0(SYS_setsid);				// Go's session must not be the container's
+	for (;;) {
+		long r = receive(&o), val = 0;
+		int out = -1, step = 0;
+		if (r != sizeof o || o.len > MAXPAYLOAD) return 1;	// Go went away or gave up
+		char *buf = 0;
+		if (o.len && !(buf = pages(o.len))) return 1;
+		for (uint32_t n = 0; n < o.len; n += r) {
+			do r = S3(SYS_read, SOCK, buf + n, o.len - n); while (r == -EINTR);
+			if (r <= 0) return 1;
+		}
+		r = 0;
+		switch (o.op) {
+		case OP_CGROUP:		// fds: `tasks` of v1 hierarchies; writing 0 moves the writer
+			for (int i = 0; i < nfds && r >= 0; i++) { val = i; r = S3(SYS_write, fds[i], "0", 1); }
+			break;
+		case OP_UNSHARE: r = S1(SYS_unshare, o.a); break;
+		case OP_SETNS: r = nfds ? S2(SYS_setns, fds[0], o.a) : -EBADF; break;
+		case OP_FORK:		// the child takes over the socket and is a child of Go as well
+			r = S5(SYS_clone, CLONE_PARENT | CLONE_PIDFD | SIGCHLD | o.a, 0, &out, 0, 0);
+			if (r > 0) { answer(0, r, out); return 0; }
+			if (r == 0) { S0(SYS_setsid); continue; }
+			out = -1;
+			break;
+		case OP_SETID: r = setid(); break;
+		case OP_FSMOUNT: r = fsmount(buf, buf + o.len, o.a, &out); break;
+		case OP_TTY: r = nfds ? tty() : -EBADF; break;
+		case OP_EXEC:
+			r = become(buf, o.len, &step);
+			answer(r, step, -1);
+			return 127;
+		default: r = -ENOSYS;
+		}
+		answer(r < 0 ? r : 0, val, out);
+		if (out >= 0) S1(SYS_close, out);
+		closefds();
+		if (buf) S2(SYS_munmap, buf, o.len);
+	}
+}
+
+__attribute__((used)) static void entry(void) { S1(SYS_exit_group, stub()); __builtin_unreachable(); }

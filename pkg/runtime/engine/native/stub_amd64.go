@@ -1,0 +1,6 @@
+package native
+
+import _ "embed"
+
+//go:embed stub/stub_amd64
+var stubImage []byte
