@@ -11,6 +11,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine/enginetest"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine/native"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine/oci"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
@@ -54,6 +55,18 @@ func openOCI(path string) func(t *testing.T) engine.Engine {
 		})
 		return e
 	}
+}
+
+func TestNative(t *testing.T) {
+	testns.Root(t)
+	enginetest.Run(t, func(t *testing.T) engine.Engine {
+		e, err := native.New(theReaper())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { e.Close() })
+		return e
+	}, enginetest.Caps{Cgroup: true})
 }
 
 func TestRunc(t *testing.T) {

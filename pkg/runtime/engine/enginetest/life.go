@@ -23,7 +23,6 @@ var lifeTests = []test{
 	{"life/missing program", nil, missingProgram},
 	{"life/program without permission", nil, programWithoutPermission},
 	{"life/garbage as program", []Feature{ExecveErrors}, garbageProgram},
-	{"life/the id is checked", nil, badIDs},
 }
 
 func exitCodes(t *testing.T, s *suite) {
@@ -120,18 +119,6 @@ func programWithoutPermission(t *testing.T, s *suite) {
 func garbageProgram(t *testing.T, s *suite) {
 	if err := s.box(t, s.spec("", program("/bin/garbage"))).launch(); err == nil {
 		t.Error("no error")
-	}
-}
-
-func badIDs(t *testing.T, s *suite) {
-	for _, id := range []string{"", "../x", "a/b", "-x", "A", "x y"} {
-		b := s.box(t, s.spec("true"))
-		good := b.cfg.ID
-		b.cfg.ID = id
-		if err := b.tryCreate(b.ctx()); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("id %q: %v; want ErrInvalidArgument", id, err)
-		}
-		b.cfg.ID = good
 	}
 }
 
