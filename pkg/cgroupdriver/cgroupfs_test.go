@@ -1,0 +1,270 @@
+package cgroupdriver
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+func TestMain(m *testing.M) { testns.Main(m) }
+
+func p[T any](v T) *T { return &v }
+
+func driver(t *testing.T) *cgroupfs {
+	t.Helper()
+	testns.Root(t)
+	d, err := New(Config{Driver: "cgroupfs", DefaultParent: testns.CgroupParent(), Owner: "test-" + t.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Delete(context.Background(), testns.CgroupParent()); err != nil {
+			t.Error(err)
+		}
+	})
+	return d.(*cgroupfs)
+}
+
+// v1 skips where the controllers are not on v1.
+func v1(t *testing.T, controllers ...string) *cgroupfs {
+	t.Helper()
+	d := driver(t)
+	for _, c := range controllers {
+		if d.hierarchy[c] == "" {
+			t.Skipf("no v1 %s controller here", c)
+		}
+	}
+	return d
+}
+
+func create(t *testing.T, d *cgroupfs, res *specs.LinuxResources) (string, *engine.Cgroup) {
+	t.Helper()
+	path, err := d.Path("", "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cg, err := d.Create(t.Context(), path, res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, cg
+}
+
+// spawn runs a script in cg; it joins by itself.
+func spawn(t *testing.T, cg *engine.Cgroup, script string) *exec.Cmd {
+	t.Helper()
+	c := exec.Command("sh", "-c", `for d in $DIRS; do echo 0 > $d/cgroup.procs || exit 99; done; exec sh -c "$0"`, script)
+	c.Env = append(os.Environ(), "DIRS="+strings.Join(all(cg), " "))
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if c.ProcessState == nil {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+	})
+	return c
+}
+
+// until polls for an event.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
+	}
+}
+
+func value(t *testing.T, dir, file string) string {
+	t.Helper()
+	s, err := read(dir, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestCreateRollsBack(t *testing.T) {
+	d := v1(t, "cpuset")
+	path, _ := d.Path("", "c1")
+	_, err := d.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}})
+	if !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := d.Load(testns.CgroupParent()); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("something is left: %v", err)
+	}
+}
+
+func TestCreateTwice(t *testing.T) {
+	d := driver(t)
+	path, cg := create(t, d, nil)
+	if _, err := d.Create(t.Context(), path, nil); err != nil {
+		t.Errorf("own cgroup: %v", err)
+	}
+	other := &cgroupfs{layout: d.layout, log: d.log, owner: "another", hierarchy: d.hierarchy}
+	c := spawn(t, cg, "sleep 100")
+	until(t, "the process to join", func() bool { pids, _ := procs(filepath.Join(d.primary(), path)); return len(pids) > 0 })
+	if _, err := other.Create(t.Context(), path, nil); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("a foreign cgroup in use: %v", err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+}
+
+func TestListShowsOwnOnly(t *testing.T) {
+	d := driver(t)
+	path, _ := create(t, d, nil)
+	other := &cgroupfs{layout: d.layout, log: d.log, owner: "another", hierarchy: d.hierarchy}
+	foreign, _ := d.Path("", "c2")
+	if _, err := other.Create(t.Context(), foreign, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(d.primary(), testns.CgroupParent(), strings.Repeat("a", 64)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.List()
+	if err != nil || !slices.Equal(got, []string{path}) {
+		t.Errorf("got %v, %v; want %v", got, err, path)
+	}
+}
+
+func TestSessionIsKilledAlone(t *testing.T) {
+	d := driver(t)
+	path, cg := create(t, d, nil)
+	main := spawn(t, cg, "sleep 100")
+	sub, err := d.Create(t.Context(), path+"/exec-1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	differ := 0
+	for i, dir := range all(sub) {
+		if dir != all(cg)[i] {
+			differ++
+		}
+	}
+	if differ != 1 {
+		t.Errorf("the session has %d directories of its own, want 1", differ)
+	}
+	session := spawn(t, sub, "sleep 100 & sleep 100")
+	own := filepath.Join(d.primary(), path, "exec-1")
+	until(t, "the session to run", func() bool { ps, _ := procs(own); return len(ps) >= 2 })
+	if err := d.Kill(t.Context(), path+"/exec-1"); err != nil {
+		t.Fatal(err)
+	}
+	_ = session.Wait()
+	if err := d.Delete(t.Context(), path+"/exec-1"); err != nil {
+		t.Error(err)
+	}
+	if err := main.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the container's own process died with the session: %v", err)
+	}
+	_, err = d.Create(t.Context(), path+"/exec-2", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(1))}})
+	if !errors.Is(err, errdefs.ErrNotImplemented) {
+		t.Errorf("limits for a session: %v", err)
+	}
+}
+
+const forkLoop = "exec 2>/dev/null; while :; do (sleep 1; sleep 1) & done"
+
+func TestDeleteUnderLoad(t *testing.T) {
+	d := v1(t, "pids")
+	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(40))}})
+	if _, err := d.Create(t.Context(), path+"/exec-1", nil); err != nil {
+		t.Fatal(err)
+	}
+	c := spawn(t, cg, forkLoop)
+	until(t, "load", func() bool { ps, _ := d.processes(path); return len(ps) > 10 })
+	if err := d.Delete(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	if _, err := d.Load(path); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("still there: %v", err)
+	}
+	if _, err := d.Stats(path); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("stats of a deleted cgroup: %v", err)
+	}
+	if err := d.Delete(t.Context(), path); err != nil {
+		t.Errorf("delete a second time: %v", err)
+	}
+	if err := d.Kill(t.Context(), path); err != nil {
+		t.Errorf("kill what is gone: %v", err)
+	}
+}
+
+func TestKillWithoutCgroupKill(t *testing.T) {
+	d := v1(t, "freezer", "pids")
+	plain := *d.layout
+	plain.unified = ""
+	d.layout = &plain
+	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(40))}})
+	c := spawn(t, cg, forkLoop)
+	until(t, "load", func() bool { ps, _ := d.processes(path); return len(ps) > 10 })
+	if err := d.Kill(t.Context(), path); err != nil {
+		t.Error(err)
+	}
+	_ = c.Wait()
+	if err := d.Delete(t.Context(), path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPath(t *testing.T) {
+	d := &cgroupfs{parent: "/cri-server"}
+	for _, c := range []struct {
+		parent, id, want string
+		err              error
+	}{
+		{"", "a", "/cri-server/a", nil},
+		{"/kubepods/burstable/pod1", "a", "/kubepods/burstable/pod1/a", nil},
+		{"kubepods/", "a", "/kubepods/a", nil},
+		{"/kubepods.slice/kubepods-pod1.slice", "a", "", errdefs.ErrInvalidArgument},
+		{"system.slice:cri:x", "a", "", errdefs.ErrInvalidArgument},
+		{"/a/../..", "a", "", errdefs.ErrInvalidArgument},
+		{"/a/cgroup.procs", "a", "", errdefs.ErrInvalidArgument},
+		{"/a", "", "", errdefs.ErrInvalidArgument},
+		{"/a", "..", "", errdefs.ErrInvalidArgument},
+		{"/a", "b/c", "", errdefs.ErrInvalidArgument},
+	} {
+		got, err := d.Path(c.parent, c.id)
+		if got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%q %q: %q, %v; want %q, %v", c.parent, c.id, got, err, c.want, c.err)
+		}
+	}
+	for _, bad := range []string{"", "/", "..", "/a/../b"} {
+		if err := d.Kill(t.Context(), bad); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("kill %q: %v", bad, err)
+		}
+		if err := d.Delete(t.Context(), bad); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("delete %q: %v", bad, err)
+		}
+	}
+}
+
+func TestNew(t *testing.T) {
+	if _, err := New(Config{Driver: "systemd"}); !errors.Is(err, errdefs.ErrNotImplemented) {
+		t.Errorf("systemd: %v", err)
+	}
+	if _, err := New(Config{Driver: "other"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("unknown: %v", err)
+	}
+	if _, err := New(Config{Root: t.TempDir()}); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("no mounts: %v", err)
+	}
+}
