@@ -1,11 +1,7 @@
 package cri
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,14 +9,13 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/config"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/registry"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
-	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/handler"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
@@ -50,6 +45,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 	if s.cgroups, err = cgroupdriver.New(cgroupdriver.Config{
 		Driver: cfg.CgroupDriver, DefaultParent: cfg.DefaultCgroupParent, Logger: log,
+		Owner: "cri-server " + cfg.Root, // instances side by side have roots of their own
 	}); err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}
@@ -114,13 +110,9 @@ func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
 		path = filepath.Join(filepath.Dir(self), "cri-monitor")
 	}
 	dir := filepath.Join(s.cfg.State, "monitor")
-	socket := filepath.Join(dir, "monitor.sock")
-	if err := monitor.Launch(ctx, monitor.LaunchConfig{
-		Path: path, Socket: socket, StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
-	}); err != nil {
-		return nil, fmt.Errorf("cri-monitor: %w", err)
-	}
-	c, err := monitor.Dial(ctx, socket)
+	c, err := monitor.Launch(ctx, monitor.LaunchConfig{
+		Path: path, Socket: filepath.Join(dir, "monitor.sock"), StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("cri-monitor: %w", err)
 	}
@@ -130,8 +122,9 @@ func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
 func (s *Server) openImages() (imagestore.Store, error) {
 	i := s.cfg.Image
 	store, err := imagestore.Open(imagestore.Config{
-		Root: filepath.Join(s.cfg.Root, "images"), CertsDir: i.CertsDir, Snapshotter: i.Snapshotter,
-		StallTimeout: i.PullStallTimeout, MaxParallelLayers: i.MaxParallelLayers, DiscardBlobs: i.DiscardBlobs, Logger: s.log,
+		Root: filepath.Join(s.cfg.Root, "images"), Snapshotter: i.Snapshotter, ConcurrentLayers: i.MaxParallelLayers,
+		DiscardUnpackedLayers: i.DiscardBlobs, Logger: s.log,
+		Registry: registry.Config{CertsDirs: []string{i.CertsDir}, StallTimeout: i.PullStallTimeout},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
@@ -152,14 +145,15 @@ func (s *Server) openNetwork() (network.Network, error) {
 }
 
 func (s *Server) openPods() error {
-	pauseRoot, err := installPause(filepath.Join(s.cfg.Root, "pause"))
+	// Below root, not state: /run is often mounted noexec.
+	pauseRoot, err := pause.Install(filepath.Join(s.cfg.Root, "pause"))
 	if err != nil {
 		return fmt.Errorf("pause: %w", err)
 	}
 	if s.sandboxes, err = sandbox.Open(sandbox.Config{
 		RecordsDir: filepath.Join(s.cfg.Root, "sandboxes"), StateDir: s.cfg.State, NetnsDir: s.cfg.Network.NetnsDir,
 		Monitor: s.monitor, Cgroups: s.cgroups, Network: s.network, Handlers: s.handlers, Host: s.host,
-		Seccomp: seccomp.Compile, Pause: rootfs.Rootfs{Path: pauseRoot}, ShmSize: s.cfg.ShmSize, Log: s.log,
+		Seccomp: seccomp.Compile, Pause: pauseRoot, ShmSize: s.cfg.ShmSize, Log: s.log,
 	}); err != nil {
 		return err
 	}
@@ -169,23 +163,4 @@ func (s *Server) openPods() error {
 		ExecOutputLimit: s.cfg.MaxExecOutput, Log: s.log,
 	})
 	return err
-}
-
-// installPause writes pause's root file system below dir, under the name of its content, so that a new version does
-// not touch what pods of an old one run from. It lies below root, not state: /run is often mounted noexec.
-func installPause(dir string) (string, error) {
-	sum := sha256.Sum256(pause.Binary)
-	root := filepath.Join(dir, hex.EncodeToString(sum[:8]))
-	file := filepath.Join(root, "pause")
-	for _, d := range []string{"proc", "dev", "sys"} {
-		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-			return "", err
-		}
-	}
-	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, pause.Binary) {
-		return root, nil
-	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
-	}
-	return root, renameio.WriteFile(file, pause.Binary, 0o755)
 }
