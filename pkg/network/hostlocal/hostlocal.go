@@ -132,6 +132,16 @@ func Del(ctx context.Context, c *Config, id, ifname string) ([]netip.Addr, error
 	return released, err
 }
 
+// Leases returns the attachment's addresses.
+func Leases(ctx context.Context, c *Config, id, ifname string) (as []netip.Addr, err error) {
+	s := open(c.Dir)
+	err = s.locked(ctx, func() error {
+		as = s.of(id, ifname)
+		return nil
+	})
+	return as, err
+}
+
 // Check is nil when the attachment has an address; else errdefs.ErrNotFound.
 func Check(ctx context.Context, c *Config, id, ifname string) error {
 	s := open(c.Dir)

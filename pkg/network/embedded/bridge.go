@@ -1,0 +1,308 @@
+package embedded
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+)
+
+// bridgeConf is the plugin's own configuration.
+type bridgeConf struct {
+	*conf                     `json:"-"`
+	Bridge                    string `json:"bridge"`
+	IsGateway                 bool   `json:"isGateway"`
+	IsDefaultGateway          bool   `json:"isDefaultGateway"`
+	ForceAddress              bool   `json:"forceAddress"`
+	IPMasq                    bool   `json:"ipMasq"`
+	MTU                       int    `json:"mtu"`
+	HairpinMode               bool   `json:"hairpinMode"`
+	PromiscMode               bool   `json:"promiscMode"`
+	EnableDAD                 bool   `json:"enabledad"`
+	DisableContainerInterface bool   `json:"disableContainerInterface"`
+	PortIsolation             bool   `json:"portIsolation"`
+	// KeepAddresses is not the reference's: a gateway address of another subnet is added to those the bridge has,
+	// where forceAddress replaces them and the default refuses. The built-in network uses it, so that pods of the
+	// former pod range keep their gateway.
+	KeepAddresses bool `json:"keepAddresses"`
+	Args          struct {
+		CNI struct {
+			MAC string `json:"mac"`
+		} `json:"cni"`
+	} `json:"args"`
+	RuntimeConfig struct {
+		MAC string `json:"mac"`
+	} `json:"runtimeConfig"`
+
+	mac net.HardwareAddr // nil: a random one
+}
+
+func parseBridge(base *conf, args string, stdin []byte) (*bridgeConf, error) {
+	c := &bridgeConf{conf: base, Bridge: "cni0"}
+	if err := json.Unmarshal(stdin, c); err != nil {
+		return nil, fmt.Errorf("bridge: configuration: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	c.IsGateway = c.IsGateway || c.IsDefaultGateway
+	switch {
+	case c.HairpinMode && c.PromiscMode:
+		return nil, fmt.Errorf("bridge: hairpinMode and promiscMode exclude each other: %w", errdefs.ErrInvalidArgument)
+	case c.IPAM.Type != "" && c.DisableContainerInterface:
+		return nil, fmt.Errorf("bridge: ipam and disableContainerInterface exclude each other: %w", errdefs.ErrInvalidArgument)
+	case c.MTU < 0 || c.MTU > 65535:
+		return nil, fmt.Errorf("bridge: mtu %d: %w", c.MTU, errdefs.ErrInvalidArgument)
+	case len(c.Bridge) == 0 || len(c.Bridge) >= unix.IFNAMSIZ:
+		return nil, fmt.Errorf("bridge: name %q must have 1 to %d characters: %w", c.Bridge, unix.IFNAMSIZ-1, errdefs.ErrInvalidArgument)
+	}
+	mac := argument(args, "MAC")
+	for _, m := range []string{c.Args.CNI.MAC, c.RuntimeConfig.MAC} {
+		if m != "" {
+			mac = m
+		}
+	}
+	if mac != "" {
+		m, err := net.ParseMAC(mac)
+		if err != nil || len(m) != 6 {
+			return nil, fmt.Errorf("bridge: hardware address %q: %w", mac, errdefs.ErrInvalidArgument)
+		}
+		c.mac = m
+	}
+	return c, nil
+}
+
+func (p *Plugins) bridge(ctx context.Context, c Call, base *conf, stdin []byte) (*current.Result, error) {
+	conf, err := parseBridge(base, c.Args, stdin)
+	if err != nil {
+		return nil, err
+	}
+	switch c.Command {
+	case "ADD":
+		return p.bridgeAdd(ctx, c, conf, stdin)
+	case "DEL":
+		return nil, p.bridgeDel(ctx, c, conf, stdin)
+	case "CHECK":
+		return nil, p.bridgeCheck(ctx, c, conf, stdin)
+	}
+	// STATUS, GC
+	if conf.IPAM.Type != "" {
+		_, err = p.ipam(ctx, conf.IPAM.Type, c, stdin)
+	}
+	if c.Command == "GC" {
+		err = errors.Join(err, p.collect(base), deleteGroup(deadGroup))
+	}
+	return nil, err
+}
+
+func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) (_ *current.Result, err error) {
+	ns, err := netns.Open(c.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: %w", err)
+	}
+	defer ns.Close()
+	h, err := handle()
+	if err != nil {
+		return nil, fmt.Errorf("bridge: %w", err)
+	}
+	defer h.Close()
+	br, err := p.ensureBridge(h, conf)
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	}
+	v, err := p.addVeth(h, c, conf, br, int(ns.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.bridgeDel(context.WithoutCancel(ctx), c, conf, stdin))
+		}
+	}()
+	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{
+		{Name: br.Attrs().Name}, {Name: v.host, Mac: v.hostMAC.String()}, {Name: c.IfName, Mac: v.podMAC.String(), Sandbox: c.NetNS}}}
+	host, err := h.LinkByName(v.host)
+	if err != nil {
+		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
+	}
+	if err := portFlags(h, host, conf); err != nil {
+		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
+	}
+	if conf.IPAM.Type != "" {
+		ip, err := p.ipam(ctx, conf.IPAM.Type, c, stdin)
+		if err != nil {
+			return nil, err
+		}
+		r.IPs, r.Routes, r.DNS = ip.IPs, ip.Routes, ip.DNS
+		if err := p.layer3(h, c, conf, br, int(ns.Fd()), r); err != nil {
+			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+		}
+	} else if !conf.DisableContainerInterface {
+		err := netns.DoFD(int(ns.Fd()), func() error { return configure(c.IfName, conf, nil) })
+		if err != nil {
+			return nil, fmt.Errorf("bridge: %w", err)
+		}
+	}
+	if !conf.DisableContainerInterface {
+		if err := waitUp(h, host.Attrs().Index); err != nil {
+			return nil, err
+		}
+	}
+	// The bridge's address may have followed that of its first port.
+	br, err = h.LinkByName(conf.Bridge)
+	if err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	}
+	r.Interfaces[0].Mac = br.Attrs().HardwareAddr.String()
+	if d := conf.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
+		r.DNS = d
+	}
+	return r, nil
+}
+
+// addVeth makes the pair. A link of the same name in the pod that an earlier DEL left to be deleted is deleted now.
+func (p *Plugins) addVeth(h *netlink.Handle, c Call, conf *bridgeConf, br netlink.Link, ns int) (veth, error) {
+	v := veth{pod: c.IfName, hostMAC: hardwareAddr(), podMAC: conf.mac, mtu: conf.MTU, master: br.Attrs().Index, netns: ns}
+	if v.podMAC == nil {
+		v.podMAC = hardwareAddr()
+	}
+	for try := 0; ; try++ {
+		v.host = hostName()
+		err := v.create()
+		if err == nil || !errors.Is(err, unix.EEXIST) || try == 5 {
+			return v, err
+		}
+		if _, err := h.LinkByName(v.host); err == nil {
+			continue // the random name is taken
+		}
+		err = netns.DoFD(ns, func() error { return removeDead(c.IfName) })
+		if err != nil {
+			return v, err
+		}
+	}
+}
+
+func portFlags(h *netlink.Handle, host netlink.Link, conf *bridgeConf) error {
+	if conf.HairpinMode {
+		if err := h.LinkSetHairpin(host, true); err != nil {
+			return fmt.Errorf("hairpin mode: %w", err)
+		}
+	}
+	if conf.PortIsolation {
+		if err := h.LinkSetIsolated(host, true); err != nil {
+			return fmt.Errorf("port isolation: %w", err)
+		}
+	}
+	// Not worth an error: missing where IPv6 is disabled.
+	_ = setSysctl("ipv6/conf/"+host.Attrs().Name+"/accept_ra", "0")
+	return nil
+}
+
+// layer3 gives the pod its addresses and routes, and the bridge those of the gateway.
+func (p *Plugins) layer3(h *netlink.Handle, c Call, conf *bridgeConf, br netlink.Link, ns int, r *current.Result) error {
+	if len(r.IPs) == 0 {
+		return fmt.Errorf("ipam plugin %s gave no address: %w", conf.IPAM.Type, errdefs.ErrFailedPrecondition)
+	}
+	addrs, err := prefixes(r.IPs)
+	if err != nil {
+		return err
+	}
+	gateways := conf.gateways(r, addrs)
+	if err := netns.DoFD(ns, func() error { return configure(c.IfName, conf, r) }); err != nil {
+		return err
+	}
+	if conf.IsGateway {
+		for _, gw := range gateways {
+			if err := p.ensureAddr(h, br, conf, gw); err != nil {
+				return err
+			}
+		}
+	}
+	if conf.IPMasq {
+		if err := p.nat.Masquerade(owner(c, conf.Name), addrs); err != nil {
+			return fmt.Errorf("masquerade: %w", err)
+		}
+	}
+	return nil
+}
+
+// gateways completes the result as the reference does: interface 2, the subnet's first address as gateway where IPAM
+// names none, a default route of each family. It returns the addresses for the bridge.
+func (conf *bridgeConf) gateways(r *current.Result, addrs []netip.Prefix) []netip.Prefix {
+	var gws []netip.Prefix
+	defaults := map[bool]bool{}
+	for i, ip := range r.IPs {
+		ip.Interface = current.Int(2)
+		v4 := addrs[i].Addr().Is4()
+		if ip.Gateway == nil && conf.IsGateway {
+			ip.Gateway = addrs[i].Masked().Addr().Next().AsSlice()
+		}
+		any := net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+		if v4 {
+			any = net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+		}
+		if conf.IsDefaultGateway && !defaults[v4] {
+			defaults[v4] = true
+			found := false
+			for _, route := range r.Routes {
+				found = found || route.GW != nil && route.Dst.String() == any.String()
+			}
+			if !found {
+				r.Routes = append(r.Routes, &types.Route{Dst: any, GW: ip.Gateway})
+			}
+		}
+		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok && conf.IsGateway {
+			gws = append(gws, netip.PrefixFrom(gw.Unmap(), addrs[i].Bits()))
+		}
+	}
+	return gws
+}
+
+// bridgeDel undoes bridgeAdd as far as it got.
+func (p *Plugins) bridgeDel(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) error {
+	var errs []error
+	if conf.IPMasq {
+		errs = append(errs, p.nat.Unmasquerade(owner(c, conf.Name), p.addresses(ctx, c, conf, stdin)))
+	}
+	if c.NetNS != "" {
+		// Before the addresses are given to others.
+		errs = append(errs, p.retire(c.NetNS, c.IfName))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	}
+	if conf.IPAM.Type != "" {
+		_, err := p.ipam(ctx, conf.IPAM.Type, c, stdin)
+		return err
+	}
+	return nil
+}
+
+// addresses are the attachment's, as far as the last result or the leases tell; nil if they don't.
+func (p *Plugins) addresses(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) []netip.Addr {
+	var as []netip.Addr
+	if conf.prev != nil {
+		ps, err := prefixes(conf.prev.IPs)
+		if err != nil {
+			return nil
+		}
+		for _, pr := range ps {
+			as = append(as, pr.Addr())
+		}
+		return as
+	}
+	if conf.IPAM.Type == "host-local" {
+		if hl, err := hostlocal.Parse(stdin, c.Args, p.DataDir); err == nil {
+			as, _ = hostlocal.Leases(ctx, hl, c.ContainerID, c.IfName)
+		}
+	}
+	return as
+}

@@ -1,0 +1,302 @@
+package embedded
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// known serialises what is made once for all pods: bridges and their addresses.
+type known struct{ mu sync.Mutex }
+
+// ensureBridge makes the bridge, or takes the one that is there.
+func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Link, error) {
+	l, err := h.LinkByName(conf.Bridge)
+	if err == nil && l.Type() == "bridge" && l.Attrs().RawFlags&unix.IFF_UP != 0 && (!conf.PromiscMode || l.Attrs().Promisc != 0) {
+		return l, nil
+	}
+	if err != nil && !notFound(err) {
+		return nil, err
+	}
+	p.once.mu.Lock()
+	defer p.once.mu.Unlock()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = conf.Bridge, conf.MTU
+	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("make it: %w", err)
+	}
+	if l, err = h.LinkByName(conf.Bridge); err != nil {
+		return nil, err
+	}
+	if l.Type() != "bridge" {
+		return nil, fmt.Errorf("the interface exists and is not a bridge but a %s: %w", l.Type(), errdefs.ErrFailedPrecondition)
+	}
+	if conf.PromiscMode {
+		if err := h.SetPromiscOn(l); err != nil {
+			return nil, fmt.Errorf("promiscuous mode: %w", err)
+		}
+	}
+	// The routes on it are ours. Missing where IPv6 is disabled.
+	_ = setSysctl("ipv6/conf/"+conf.Bridge+"/accept_ra", "0")
+	if err := h.LinkSetUp(l); err != nil {
+		return nil, fmt.Errorf("up: %w", err)
+	}
+	return l, nil
+}
+
+// ensureAddr gives the bridge a gateway address and lets the host forward. The common case, it is there, is one request.
+func (p *Plugins) ensureAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
+	p.once.mu.Lock()
+	defer p.once.mu.Unlock()
+	ipn := net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())}
+	addr := &netlink.Addr{IPNet: &ipn}
+	if gw.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // else it is tentative until the first port has been up for a second
+	}
+	err := h.AddrAdd(br, addr)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("gateway address %s: %w", gw, err)
+	}
+	if err == nil {
+		if err := p.newAddr(h, br, conf, gw); err != nil {
+			return errors.Join(err, h.AddrDel(br, addr))
+		}
+	}
+	sysctl := "ipv4/ip_forward"
+	if gw.Addr().Is6() {
+		sysctl = "ipv6/conf/all/forwarding"
+	}
+	if err := setSysctl(sysctl, "1"); err != nil {
+		return fmt.Errorf("forwarding: %w", err)
+	}
+	return nil
+}
+
+// newAddr settles what a new address means for those that the bridge has.
+func (p *Plugins) newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
+	family := netlink.FAMILY_V4
+	if gw.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	present, err := h.AddrList(br, family)
+	if err != nil {
+		return fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range present {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ones, _ := a.Mask.Size()
+		other := netip.PrefixFrom(ip.Unmap(), ones)
+		// IPv6 addresses of other subnets may stay, as with the reference plugin.
+		if !ok || other == gw || conf.KeepAddresses || gw.Addr().Is6() && !other.Overlaps(gw) {
+			continue
+		}
+		if !conf.ForceAddress {
+			return fmt.Errorf("it has the address %s, and %s is wanted (forceAddress replaces it): %w", other, gw, errdefs.ErrFailedPrecondition)
+		}
+		if err := h.AddrDel(br, &a); err != nil {
+			return fmt.Errorf("remove address %s: %w", other, err)
+		}
+	}
+	// Set its hardware address to what it is, or it follows the lowest one of its ports.
+	if err := h.LinkSetHardwareAddr(br, br.Attrs().HardwareAddr); err != nil {
+		return fmt.Errorf("hardware address: %w", err)
+	}
+	return nil
+}
+
+// configure brings the pod's interface up with what r says; the calling thread is in the pod's namespace.
+func configure(ifname string, conf *bridgeConf, r *current.Result) error {
+	h, err := handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(ifname)
+	if err != nil {
+		return fmt.Errorf("%s: %w", ifname, err)
+	}
+	if r == nil {
+		return wrap(ifname+" up", h.LinkSetUp(l))
+	}
+	dad := "0"
+	if conf.EnableDAD {
+		dad = "1"
+		_ = setSysctl("ipv6/conf/"+ifname+"/enhanced_dad", "1")
+	}
+	_ = setSysctl("ipv6/conf/"+ifname+"/accept_dad", dad)
+	_ = setSysctl("ipv4/conf/"+ifname+"/arp_notify", "1")
+	var gw4, gw6 net.IP
+	v6 := false
+	for _, ip := range r.IPs {
+		addr := &netlink.Addr{IPNet: &ip.Address}
+		if ip.Address.IP.To4() == nil {
+			if !v6 {
+				v6 = true
+				if err := enableIPv6(ifname); err != nil {
+					return err
+				}
+			}
+			if !conf.EnableDAD {
+				addr.Flags = unix.IFA_F_NODAD
+			}
+		}
+		if err := h.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("address %s on %s: %w", ip.Address.String(), ifname, err)
+		}
+		switch {
+		case ip.Gateway.To4() != nil && gw4 == nil:
+			gw4 = ip.Gateway
+		case ip.Gateway != nil && ip.Gateway.To4() == nil && gw6 == nil:
+			gw6 = ip.Gateway
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("%s up: %w", ifname, err)
+	}
+	if v6 && conf.EnableDAD {
+		if err := settle(h, l); err != nil {
+			return err
+		}
+	}
+	return addRoutes(h, l, r, gw4, gw6)
+}
+
+func enableIPv6(ifname string) error {
+	for _, s := range []struct{ path, value string }{
+		{"ipv6/conf/lo/disable_ipv6", "0"}, {"ipv6/conf/" + ifname + "/disable_ipv6", "0"},
+		{"ipv6/conf/" + ifname + "/keep_addr_on_down", "1"}, // or link down takes the addresses
+	} {
+		if err := setSysctl(s.path, s.value); err != nil {
+			return fmt.Errorf("IPv6 on %s: %w", ifname, err)
+		}
+	}
+	return nil
+}
+
+// settle waits for duplicate address detection.
+func settle(h *netlink.Handle, l netlink.Link) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+		if err != nil {
+			return fmt.Errorf("addresses: %w", err)
+		}
+		tentative := false
+		for _, a := range addrs {
+			if a.Flags&unix.IFA_F_DADFAILED != 0 {
+				return fmt.Errorf("address %s is in use on the link: %w", a.IP, errdefs.ErrAlreadyExists)
+			}
+			tentative = tentative || a.Flags&unix.IFA_F_TENTATIVE != 0
+		}
+		if !tentative {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("duplicate address detection on %s takes longer than 5 s: %w", l.Attrs().Name, errdefs.ErrUnavailable)
+		}
+	}
+}
+
+func addRoutes(h *netlink.Handle, l netlink.Link, r *current.Result, gw4, gw6 net.IP) error {
+	for _, route := range r.Routes {
+		gw := route.GW
+		if gw == nil {
+			if gw = gw6; route.Dst.IP.To4() != nil {
+				gw = gw4
+			}
+		}
+		n := netlink.Route{Dst: &route.Dst, LinkIndex: l.Attrs().Index, Gw: gw, Priority: route.Priority, MTU: route.MTU, AdvMSS: route.AdvMSS}
+		if route.Table != nil {
+			n.Table = *route.Table
+		}
+		if route.Scope != nil {
+			n.Scope = netlink.Scope(*route.Scope)
+		}
+		if err := h.RouteAddEcmp(&n); err != nil {
+			return fmt.Errorf("route to %s via %s: %w", route.Dst.String(), gw, err)
+		}
+	}
+	return nil
+}
+
+// retire makes a pod's veth useless at once and has it deleted later. Idempotent; the namespace may be gone.
+func (p *Plugins) retire(path, ifname string) error {
+	var pod *netlink.LinkAttrs
+	err := inside(path, func(h *netlink.Handle) error {
+		l, err := h.LinkByName(ifname)
+		if notFound(err) || err == nil && l.Type() != "veth" {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", ifname, err)
+		}
+		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("addresses of %s: %w", ifname, err)
+		}
+		for _, a := range addrs {
+			if err := h.AddrDel(l, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return fmt.Errorf("remove address %s: %w", a.IP, err)
+			}
+		}
+		pod = l.Attrs()
+		return wrap(ifname, h.LinkSetGroup(l, deadGroup))
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil || pod == nil {
+		return err
+	}
+	h, err := handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	host, err := h.LinkByIndex(pod.ParentIndex) // IFLA_LINK of a veth is its peer
+	if notFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("host end of %s: %w", ifname, err)
+	}
+	if host.Type() != "veth" || host.Attrs().ParentIndex != pod.Index {
+		return nil
+	}
+	if err := h.LinkSetGroup(host, deadGroup); err != nil && !notFound(err) {
+		return fmt.Errorf("%s: %w", host.Attrs().Name, err)
+	}
+	p.reaper.later()
+	return nil
+}
+
+// removeDead deletes a retired link of that name in the calling thread's namespace; errdefs.ErrAlreadyExists for a
+// link that is in use.
+func removeDead(ifname string) error {
+	h, err := handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(ifname)
+	if notFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", ifname, err)
+	}
+	if l.Attrs().Group != deadGroup {
+		return fmt.Errorf("the pod has an interface %s already: %w", ifname, errdefs.ErrAlreadyExists)
+	}
+	if err := h.LinkDel(l); err != nil && !notFound(err) {
+		return fmt.Errorf("delete %s: %w", ifname, err)
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package embedded
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// netlinkTimeout bounds one exchange with the kernel.
+const netlinkTimeout = 10 * time.Second
+
+// handle opens a route netlink socket in the namespace of the calling thread.
+func handle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	return h, nil
+}
+
+// veth is a pair of links to make.
+type veth struct {
+	host, pod       string // names
+	hostMAC, podMAC net.HardwareAddr
+	mtu             int // 0: the kernel's default
+	master          int // the host end's bridge
+	netns           int // fd of the pod end's namespace
+}
+
+// create makes the pair in one request: the host end up and in its bridge, the pod end in its namespace and down. The
+// netlink package would need five requests. Hardware addresses are given, so that nobody (udev) changes them later.
+func (v veth) create() error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.hostMAC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.master))))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.pod))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, v.podMAC)
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.netns)))
+	if v.mtu > 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu))))
+		peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu)))
+	}
+	req.AddData(info)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
+	}
+	return nil
+}
+
+// hardwareAddr returns a random locally administered unicast address.
+func hardwareAddr() net.HardwareAddr {
+	b := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(b) // never fails: crypto/rand
+	b[0] = b[0]&^1 | 2
+	return b
+}
+
+// hostName returns a name for a host end. It starts with veth, which NetworkManager leaves alone.
+func hostName() string {
+	b := make([]byte, 4)
+	_, _ = rand.Read(b)
+	return fmt.Sprintf("veth%x", b)
+}
+
+func notFound(err error) bool {
+	var lnf netlink.LinkNotFoundError
+	return errors.As(err, &lnf) || errors.Is(err, unix.ENODEV)
+}
+
+// waitUp waits until a bridge port forwards: the kernel's link watch does that in the background.
+func waitUp(h *netlink.Handle, index int) error {
+	deadline := time.Now().Add(3 * time.Second)
+	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		l, err := h.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("bridge port: %w", err)
+		}
+		if l.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("bridge port %s is %s: %w", l.Attrs().Name, l.Attrs().OperState, errdefs.ErrUnavailable)
+		}
+		time.Sleep(wait)
+	}
+}
+
+// setSysctl writes a value below /proc/sys/net of the calling thread's namespace, unless it is so already: /proc/sys is
+// read-only in some containers, which matters only where a change is needed.
+func setSysctl(path, value string) error {
+	path = "/proc/sys/net/" + path
+	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		return fmt.Errorf("sysctl: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
+	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+)
+
+// Prefix is how the names of pinned namespaces start; the sandbox id follows.
+const Prefix = "cri-"
+
+// GC implements Network. Pods that this process attached and has not detached count as live, and so do namespaces that
+// it pinned: a pod may be made while the caller's list is already old. It goes on after errors and returns all.
+func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
+	keep := func(id string) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return live[id] || n.active[id]
+	}
+	var errs []error
+	cached, err := n.lib.GetCachedAttachments("")
+	if err != nil {
+		errs = append(errs, fmt.Errorf("cached results: %w", err))
+	}
+	valid := []types.GCAttachment{}
+	networks := map[string]string{} // host-local's directories of networks that were in use → "" or the network
+	for _, a := range cached {
+		n.leaseDirs(a.Config, networks)
+		if keep(a.ContainerID) {
+			valid = append(valid, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
+			continue
+		}
+		if err := n.detachCached(ctx, a, n.namespace(a.NetNS)); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s from network %s: %w", a.ContainerID, a.Network, err))
+		}
+	}
+	for id := range live {
+		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
+	}
+	if list, err := n.list(); err == nil {
+		n.leaseDirs(list.Bytes, networks)
+		errs = append(errs, n.gcVerb(ctx, list, valid))
+	}
+	if n.plugins != nil {
+		for dir := range networks {
+			errs = append(errs, hostlocal.GC(ctx, dir, func(id, _ string) bool { return keep(id) }))
+		}
+		errs = append(errs, n.plugins.GCNAT(keep))
+	}
+	errs = append(errs, n.gcNamespaces(keep))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("network garbage: %w", err)
+	}
+	return nil
+}
+
+// namespace is path, or "" where nothing is there any more.
+func (n *CNI) namespace(path string) string {
+	if netns.Check(path) != nil {
+		return ""
+	}
+	return path
+}
+
+// Bounds on CNI's GC verb: how long it waits for attachments under way, and how long others then wait for it.
+const (
+	gcQuiet   = 10 * time.Second
+	gcTimeout = 30 * time.Second
+)
+
+// gcVerb runs CNI's GC (1.1) of the plugins that are programs; ours are done without it. The specification wants
+// neither ADD nor DEL beside it. Where there is no quiet moment it is left for the next time.
+func (n *CNI) gcVerb(ctx context.Context, list *confList, valid []types.GCAttachment) error {
+	if newer, _ := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0"); !newer || list.DisableGC {
+		return nil
+	}
+	programs := *list.NetworkConfigList
+	programs.Plugins = slices.DeleteFunc(slices.Clone(programs.Plugins), func(p *libcni.PluginConfig) bool {
+		path, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs)
+		return err == nil && strings.HasPrefix(path, embeddedPath) && embedded.Unsupported(p.Network.Type, p.Bytes) == nil
+	})
+	if len(programs.Plugins) == 0 {
+		return nil
+	}
+	for end := time.Now().Add(gcQuiet); !n.verbs.TryLock(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) || ctx.Err() != nil {
+			n.log.Info("CNI GC is put off: pods are being attached all the time", "network", list.Name)
+			return nil
+		}
+	}
+	defer n.verbs.Unlock()
+	n.mu.Lock()
+	for id := range n.active {
+		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
+	}
+	n.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
+	defer cancel()
+	return n.lib.GCNetworkList(ctx, &programs, &libcni.GCArgs{ValidAttachments: valid})
+}
+
+// leaseDirs adds the host-local stores of a configuration whose plugins run in process.
+func (n *CNI) leaseDirs(config []byte, dirs map[string]string) {
+	if n.plugins == nil {
+		return
+	}
+	list, err := libcni.NetworkConfFromBytes(config)
+	if err != nil {
+		return
+	}
+	for _, p := range list.Plugins {
+		if p.Network.IPAM.Type != "host-local" {
+			continue
+		}
+		one, err := libcni.InjectConf(p, map[string]any{"name": list.Name})
+		if err != nil {
+			continue
+		}
+		if c, err := hostlocal.Parse(one.Bytes, "", n.cfg.StateDir); err == nil {
+			dirs[c.Dir] = list.Name
+		}
+	}
+}
+
+func (n *CNI) gcNamespaces(keep func(id string) bool) error {
+	names, err := netns.List(n.cfg.NetnsDir, Prefix)
+	errs := []error{err}
+	for _, name := range names {
+		path := filepath.Join(n.cfg.NetnsDir, name)
+		if !keep(strings.TrimPrefix(name, Prefix)) && !netns.Pinned(path) {
+			errs = append(errs, netns.Remove(path))
+		}
+	}
+	return errors.Join(errs...)
+}
