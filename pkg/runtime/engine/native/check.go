@@ -3,6 +3,7 @@ package native
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,10 +32,15 @@ var refused = []struct {
 	{"process.user.username", func(s *specs.Spec) bool { return s.Process.User.Username != "" }},
 }
 
+var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]*$`)
+
 // check returns the spec to build from, with what is optional filled in, or says what is wrong with it.
 func check(c *engine.Config) (*specs.Spec, error) {
 	if c.Spec == nil || c.Spec.Process == nil {
 		return nil, invalid("a spec without a process")
+	}
+	if !validID.MatchString(c.ID) {
+		return nil, invalid("id %q", c.ID)
 	}
 	if !filepath.IsAbs(c.Dir) {
 		return nil, invalid("directory %q is not absolute", c.Dir)
@@ -66,6 +72,9 @@ func check(c *engine.Config) (*specs.Spec, error) {
 func checkExec(c *engine.ExecConfig) error {
 	if c.Process == nil {
 		return invalid("exec without a process")
+	}
+	if c.Process.CommandLine != "" || c.Process.User.Username != "" {
+		return fmt.Errorf("process.commandLine, process.user.username: not supported by the native engine: %w", errdefs.ErrNotImplemented)
 	}
 	return checkProcess(c.Process, c.Stdin != nil || c.Stdout != nil || c.Stderr != nil)
 }
@@ -103,6 +112,11 @@ func checkLinux(l *specs.Linux) error {
 			return invalid("linux.rootfsPropagation %q", p)
 		}
 	}
+	for clock := range l.TimeOffsets {
+		if clock != "monotonic" && clock != "boottime" {
+			return invalid("linux.timeOffsets: %q", clock)
+		}
+	}
 	if p := l.Personality; p != nil {
 		if _, ok := personalities[p.Domain]; !ok {
 			return invalid("linux.personality.domain %q", p.Domain)
@@ -129,11 +143,11 @@ func checkNamespaces(s *specs.Spec, ns *namespaces) error {
 	if len(s.Linux.TimeOffsets) > 0 && ns.made&unix.CLONE_NEWTIME == 0 {
 		return invalid("linux.timeOffsets without a new time namespace")
 	}
-	newUser := ns.made&unix.CLONE_NEWUSER != 0
-	if newUser != (len(s.Linux.UIDMappings) > 0 && len(s.Linux.GIDMappings) > 0) && !ns.own(unix.CLONE_NEWUSER) {
+	uids, gids := len(s.Linux.UIDMappings), len(s.Linux.GIDMappings)
+	if uids+gids > 0 && !ns.own(unix.CLONE_NEWUSER) {
 		return invalid("linux.uidMappings without a user namespace")
 	}
-	if newUser && (len(s.Linux.UIDMappings) == 0 || len(s.Linux.GIDMappings) == 0) {
+	if ns.made&unix.CLONE_NEWUSER != 0 && (uids == 0 || gids == 0) {
 		return invalid("a new user namespace without uid and gid mappings")
 	}
 	return nil

@@ -27,7 +27,7 @@ func (e *Engine) openPTY(root int, size *specs.Box) (master *os.File, slave int,
 	}
 	master = os.NewFile(uintptr(m), "ptmx")
 	if err = unix.IoctlSetPointerInt(m, unix.TIOCSPTLCK, 0); err == nil {
-		slave, err = unix.IoctlRetInt(m, unix.TIOCGPTPEER)
+		slave, err = openPeer(m)
 	}
 	if err == nil && size != nil && size.Height <= 0xffff && size.Width <= 0xffff {
 		err = unix.IoctlSetWinsize(m, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)})
@@ -37,6 +37,15 @@ func (e *Engine) openPTY(root int, size *specs.Box) (master *os.File, slave int,
 		return nil, -1, fmt.Errorf("terminal: %w", err)
 	}
 	return master, slave, nil
+}
+
+// openPeer opens a master's slave; the ioctl's argument is the open flags.
+func openPeer(master int) (int, error) {
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(r), nil
 }
 
 // console opens the container's terminal, binds it over /dev/console and makes it the stub's.

@@ -91,9 +91,12 @@ func (p *process) close() {
 
 // Create implements engine.Engine.
 func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Container, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	spec, err := check(config)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("container %s: %w", config.ID, err)
 	}
 	ns, err := openNamespaces(spec.Linux.Namespaces)
 	if err != nil {

@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
-	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
 // Hooks get a bundle like that of an OCI runtime: config.json, and the root file system at bundleRoot, where it is seen
@@ -101,22 +101,43 @@ func hookContext(ctx context.Context, h specs.Hook) (context.Context, context.Ca
 	return context.WithTimeout(ctx, d)
 }
 
-// runOnHost runs a hook in the engine's own namespaces.
-func runOnHost(ctx context.Context, r *reaper.Reaper, h specs.Hook, stdin *os.File) error {
+// runOnHost runs a hook in the engine's own namespaces. Its output goes nowhere.
+func (e *Engine) runOnHost(ctx context.Context, h specs.Hook, stdin *os.File) error {
 	ctx, cancel := hookContext(ctx, h)
 	defer cancel()
-	c := reaper.Command{Path: h.Path, Env: h.Env, Stdin: stdin}
-	if c.Env == nil {
-		c.Env = []string{}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
 	}
-	if len(h.Args) > 1 {
-		c.Args = h.Args[1:]
+	defer null.Close()
+	args := h.Args
+	if len(args) == 0 {
+		args = []string{h.Path}
 	}
-	st, err := c.Run(ctx, r)
-	if err == nil && st.Code() != 0 {
-		err = fmt.Errorf("exit code %d", st.Code())
+	pidfd := -1
+	attr := &syscall.ProcAttr{Dir: "/", Env: append([]string{}, h.Env...), Files: []uintptr{stdin.Fd(), null.Fd(), null.Fd()},
+		Sys: &syscall.SysProcAttr{PidFD: &pidfd, Setsid: true}}
+	child, err := e.reaper.Fork(func() (int, error) { return syscall.ForkExec(h.Path, args, attr) })
+	if err != nil {
+		return classify(err)
 	}
-	return err
+	p := &process{child: child, pidfd: pidfd}
+	defer p.close()
+	return p.awaitHook(ctx)
+}
+
+// awaitHook waits for a hook's success, and kills it when ctx ends first.
+func (p *process) awaitHook(ctx context.Context) error {
+	st, err := p.child.Wait(ctx)
+	if err != nil {
+		_ = p.Signal(unix.SIGKILL)
+		awaitEnd(p.child)
+		return err
+	}
+	if st.Code() != 0 {
+		return fmt.Errorf("exit code %d", st.Code())
+	}
+	return nil
 }
 
 // hostHooks runs a list of hooks in the engine's own namespaces, up to the first that fails.
@@ -126,7 +147,7 @@ func (c *container) hostHooks(ctx context.Context, name string, status specs.Con
 		if err != nil {
 			return err
 		}
-		err = runOnHost(ctx, c.engine.reaper, h, in)
+		err = c.engine.runOnHost(ctx, h, in)
 		in.Close()
 		if err != nil {
 			return fmt.Errorf("%s hook %s: %w", name, h.Path, err)
@@ -218,14 +239,7 @@ func (c *container) hookInside(ctx context.Context, name string, status specs.Co
 	if err != nil {
 		return fmt.Errorf("%s hook %s: %w", name, h.Path, err)
 	}
-	st, err := p.child.Wait(ctx)
-	if err != nil {
-		_ = p.Signal(unix.SIGKILL)
-		awaitEnd(p.child)
-	} else if st.Code() != 0 {
-		err = fmt.Errorf("exit code %d", st.Code())
-	}
-	if err != nil {
+	if err := p.awaitHook(ctx); err != nil {
 		return fmt.Errorf("%s hook %s: %w", name, h.Path, err)
 	}
 	return nil
