@@ -20,6 +20,8 @@ const (
 	Private = "private/busybox:1"
 	Stalls  = "stall/busybox:1"
 	Corrupt = "corrupt/busybox:1"
+	// BadStop asks to be stopped by a signal that doesn't exist.
+	BadStop = "e2e/bad-stop-signal:1"
 )
 
 // DigestRepo is the repository of the image that critest names by a digest of its own. No one else can build that
@@ -116,6 +118,7 @@ func (c *catalog) own() {
 			c.r.Add("e2e/busybox", "index", index)
 		}
 	}
+	c.image("e2e/bad-stop-signal", "1", OCI, RunConfig{Cmd: []string{"sleep", "1000"}, StopSignal: "SIGNOPE"}, c.base)
 	for _, repo := range []string{"private", "stall", "corrupt"} {
 		// A layer no other repository has, so that it can't already be in the store.
 		mark := c.layer([]File{{Path: "image-" + repo, Mode: 0o644, Body: noise(64 << 10)}}, false)

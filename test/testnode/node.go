@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,12 +27,12 @@ const RegistryAddress = "127.0.0.1:5055"
 
 // Options say what the node runs. The zero value runs bin/cri-server of the repository.
 type Options struct {
-	Repo    string   // the repository's root; "" finds it upwards from the working directory
-	Dir     string   // where the node keeps its files; "" makes a temporary directory that Stop removes
-	Command string   // a shell command to run instead of cri-server; sees NODE_DIR, NODE_SOCKET, NODE_CERTS
-	Args    []string // further arguments for cri-server
-	Config  string   // further text for cri-server's config file
-	Big     bool     // serve bench/big:200m too
+	Repo    string // the repository's root; "" finds it upwards from the working directory
+	Dir     string // where the node keeps its files; "" makes a temporary directory that Stop removes
+	Command string // a shell command to run instead of cri-server; sees NODE_DIR, NODE_SOCKET, NODE_CERTS
+	Config  string // further configuration for cri-server, as a drop-in file
+	Cgroup  string // parent of pods that name none; "" makes one that Stop removes
+	Big     bool   // serve bench/big:200m too
 }
 
 // Node is a running node. Its methods are not for concurrent use, but for the clients.
@@ -61,6 +62,9 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		}
 		n.Repo = root
 	}
+	if n.opts.Cgroup == "" {
+		n.opts.Cgroup = fmt.Sprintf("/cri-node-%d", os.Getpid())
+	}
 	if n.Dir == "" {
 		d, err := os.MkdirTemp("", "cri-node-")
 		if err != nil {
@@ -85,11 +89,17 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.mirrors(); err != nil {
 		return err
 	}
+	if err := n.writeConfig(); err != nil {
+		return err
+	}
 	if err := n.serveImages(); err != nil {
 		return err
 	}
 	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		// A restarted server is tried again at once.
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second,
+			Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 20 * time.Millisecond}}))
 	if err != nil {
 		return fmt.Errorf("test node: dial: %w", err)
 	}
@@ -162,12 +172,36 @@ func (n *Node) ServerCommand(extra ...string) *exec.Cmd {
 		c.Env = append(os.Environ(), "NODE_DIR="+n.Dir, "NODE_SOCKET="+n.Socket, "NODE_CERTS="+filepath.Join(n.Dir, "certs.d"))
 		return c
 	}
-	config := filepath.Join(n.Dir, "config.toml")
-	_ = os.WriteFile(config, []byte(n.opts.Config), 0o644)
-	args := append([]string{"serve", "--config", config, "--socket", n.Socket, "--state", n.State, "--root", filepath.Join(n.Dir, "root"),
-		"--network", "embedded", "--certs-dir", filepath.Join(n.Dir, "certs.d"),
-		"--monitor", filepath.Join(n.Repo, "bin", "cri-monitor"), "--log-level", "debug"}, n.opts.Args...)
-	return exec.Command(filepath.Join(n.Repo, "bin", "cri-server"), append(args, extra...)...)
+	return exec.Command(filepath.Join(n.Repo, "bin", "cri-server"), append([]string{"serve", "--config", n.configFile()}, extra...)...)
+}
+
+func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
+
+func (n *Node) writeConfig() error {
+	text := fmt.Sprintf(`socket = %q
+state = %q
+root = %q
+log_level = "debug"
+monitor_path = %q
+default_cgroup_parent = %q
+
+[network]
+mode = "embedded"
+
+[image]
+certs_dir = %q
+`, n.Socket, n.State, filepath.Join(n.Dir, "root"), filepath.Join(n.Repo, "bin", "cri-monitor"), n.opts.Cgroup, filepath.Join(n.Dir, "certs.d"))
+	if err := os.WriteFile(n.configFile(), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("test node: %w", err)
+	}
+	if n.opts.Config == "" {
+		return nil
+	}
+	drop := n.configFile() + ".d"
+	if err := os.MkdirAll(drop, 0o755); err != nil {
+		return fmt.Errorf("test node: %w", err)
+	}
+	return os.WriteFile(filepath.Join(drop, "50-test.toml"), []byte(n.opts.Config), 0o644)
 }
 
 // StartServer starts the server and waits until it is ready.

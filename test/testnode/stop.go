@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,7 +59,14 @@ func (n *Node) Leaks(before Snapshot, ids []string) []string {
 	dirs := []string{n.State, filepath.Join(n.Dir, "root"), filepath.Join(n.Dir, "tmp"), "/run"}
 	var left []string
 	for range 100 {
-		left = append(before.Added(Take()), Find(ids, dirs...)...)
+		left = append(slices.DeleteFunc(before.Added(Take()), func(l string) bool {
+			return strings.HasPrefix(l, "cgroup ") && strings.Contains(l, n.opts.Cgroup) && !ofContainer(l)
+		}), Find(ids, dirs...)...)
+		for _, c := range n.cgroups() {
+			if ofContainer(c) && !slices.Contains(left, "cgroup "+c) {
+				left = append(left, "cgroup "+c)
+			}
+		}
 		if len(left) == 0 {
 			break
 		}
@@ -100,12 +110,50 @@ func (n *Node) Stop() error {
 	if len(left) > 0 {
 		errs = append(errs, fmt.Errorf("test node: left behind:\n\t%s", strings.Join(left, "\n\t")))
 	}
+	if left := n.removeCgroups(); len(left) > 0 {
+		errs = append(errs, fmt.Errorf("test node: left cgroups:\n\t%s", strings.Join(left, "\n\t")))
+	}
 	unmountBelow(n.State)
 	unmountBelow(n.Dir)
 	if n.temp {
 		errs = append(errs, os.RemoveAll(n.Dir))
 	}
 	return errors.Join(errs...)
+}
+
+// cgroups lists the node's cgroups in all hierarchies, parents first.
+func (n *Node) cgroups() []string {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + n.opts.Cgroup)
+	unified, _ := filepath.Glob("/sys/fs/cgroup" + n.opts.Cgroup)
+	var found []string
+	for _, root := range append(roots, unified...) {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				found = append(found, path)
+			}
+			return nil
+		})
+	}
+	return found
+}
+
+var objectID = regexp.MustCompile(`[0-9a-f]{12}`)
+
+// ofContainer tells a container's cgroup from the parents that clients name, as kubelet does, and have to remove.
+func ofContainer(cgroup string) bool { return objectID.MatchString(filepath.Base(cgroup)) }
+
+// removeCgroups removes the node's parent cgroups, which stay empty after the last pod; those of containers that are
+// still there are returned.
+func (n *Node) removeCgroups() []string {
+	var left []string
+	all := n.cgroups()
+	for i := len(all) - 1; i >= 0; i-- {
+		if ofContainer(all[i]) {
+			left = append(left, all[i])
+		}
+		_ = unix.Rmdir(all[i])
+	}
+	return left
 }
 
 // endNode ends the processes that outlive a server on purpose: the monitor, or with another runtime its shims.
