@@ -1,0 +1,128 @@
+// Command cri-monitor is the process that holds containers: their parent, the reader of their output, the keeper of
+// their exit codes. cri-server starts it, or a unit of the init system does, and it outlives every cri-server. See
+// package monitor.
+//
+// It copies itself into a sealed memfd and runs from there, so that neither an upgrade of the package nor a container
+// that finds its binary can touch it.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
+)
+
+// build is set by the linker.
+var build = "dev"
+
+type options struct {
+	socket, stateDir, logFile string
+	detach, version           bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.socket, "socket", "/run/cri-server/monitor.sock", "unix socket to serve")
+	flag.StringVar(&o.stateDir, "state-dir", "/run/cri-server/monitor", "directory for the lock and the engines' files")
+	flag.StringVar(&o.logFile, "log-file", "", "with --detach: append the log to this file")
+	flag.BoolVar(&o.detach, "detach", false, "run in the background and return when the socket is served")
+	flag.BoolVar(&o.version, "version", false, "print the version")
+	flag.Parse()
+	if o.version {
+		fmt.Println(build)
+		return
+	}
+	if err := run(&o); err != nil {
+		fmt.Fprintln(os.Stderr, "cri-monitor:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o *options) error {
+	if flag.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("it must run as root")
+	}
+	if !sealed() {
+		return relaunch(o)
+	}
+	err := serve(o)
+	if err != nil {
+		tellReady(err)
+	}
+	return err
+}
+
+func serve(o *options) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	harden(log)
+	r := reaper.New()
+	defer r.Close()
+	engines, err := newEngines(r)
+	if err != nil {
+		return err
+	}
+	s, err := monitor.NewServer(monitor.ServerConfig{
+		Socket: o.socket, StateDir: o.stateDir, Build: build, Log: log, Engine: engines.get,
+	})
+	if err != nil {
+		return err
+	}
+	lowerOOMScore(log) // after NewServer, which notes what containers get by default
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, unix.SIGTERM, unix.SIGINT)
+	var waiter sync.WaitGroup
+	waiter.Go(func() {
+		for range terms {
+			if err := s.Shutdown(); err != nil {
+				log.Warn("asked to end, but that would orphan containers; delete them first", "err", err)
+			}
+		}
+	})
+	tellReady(nil)
+	log.Info("serving", "socket", o.socket, "pid", os.Getpid(), "build", build)
+	err = s.Serve()
+	signal.Stop(terms)
+	close(terms)
+	waiter.Wait()
+	return err
+}
+
+// harden sets what a process needs that everything depends on.
+func harden(log *slog.Logger) {
+	debug.SetGCPercent(30)
+	debug.SetMemoryLimit(48 << 20)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	unix.Umask(0o022)
+	_ = os.Chdir("/")
+	_, _ = unix.Setsid() // EPERM: it leads a session already
+	_ = os.WriteFile("/proc/self/comm", []byte("cri-monitor"), 0)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		log.Warn("stays dumpable", "err", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		log.Error("orphans of containers won't be reaped", "err", err)
+	}
+}
+
+// lowerOOMScore makes this process the last to be killed for memory. Without CAP_SYS_RESOURCE the value can't go below
+// what a process with it has set last; see proc_pid_oom_score_adj(5).
+func lowerOOMScore(log *slog.Logger) {
+	for _, score := range []string{"-999", "0"} {
+		if os.WriteFile("/proc/self/oom_score_adj", []byte(score), 0) == nil {
+			return
+		}
+	}
+	log.Warn("oom_score_adj can't be lowered")
+}
