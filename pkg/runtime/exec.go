@@ -75,7 +75,7 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 	if err != nil {
 		out.close()
 		errs.close()
-		return nil, fmt.Errorf("exec in container %s: %w", req.ID, cause(ctx, err))
+		return nil, cause(ctx, err)
 	}
 	defer x.Close() // ends what is left if we leave early
 	code, err := x.Wait(ctx)
@@ -83,7 +83,7 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 		x.Kill()
 		out.close()
 		errs.close()
-		return nil, fmt.Errorf("exec in container %s: %w", req.ID, cause(ctx, err))
+		return nil, cause(ctx, err)
 	}
 	res := &ExecResult{Stdout: out.finish(), Stderr: errs.finish(), ExitCode: int32(code)}
 	return res, nil

@@ -121,7 +121,7 @@ func (c *Containers) Exec(ctx context.Context, id string, cmd []string, s Stream
 	x, err := c.cfg.Monitor.Exec(ctx, req)
 	if err != nil {
 		p.close(false)
-		return 0, fmt.Errorf("exec in container %s: %w", req.ID, err)
+		return 0, err
 	}
 	defer x.Close()
 	p.handedOver()
@@ -134,7 +134,7 @@ func (c *Containers) Exec(ctx context.Context, id string, cmd []string, s Stream
 	if err != nil {
 		x.Kill()
 		p.close(false)
-		return 0, fmt.Errorf("exec in container %s: %w", req.ID, err)
+		return 0, err
 	}
 	p.limitDrain()
 	p.close(true)
@@ -205,7 +205,7 @@ func (c *Containers) Attach(ctx context.Context, id string, s Streams) error {
 	a, err := c.cfg.Monitor.Attach(ctx, req)
 	if err != nil {
 		p.close(false)
-		return fmt.Errorf("attach to container %s: %w", ctr.ID, err)
+		return err
 	}
 	defer a.Close()
 	p.handedOver()
@@ -217,7 +217,7 @@ func (c *Containers) Attach(ctx context.Context, id string, s Streams) error {
 	go c.followSize(resizing, ctr.ID, s.Resize)
 	if err := a.Wait(ctx); err != nil {
 		p.close(false)
-		return fmt.Errorf("attach to container %s: %w", ctr.ID, err)
+		return err
 	}
 	p.close(true)
 	return nil

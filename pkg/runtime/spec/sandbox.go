@@ -16,7 +16,8 @@ type SandboxInput struct {
 	ID   string
 	Host *Host
 	Pod  *runtimeapi.PodSandboxConfig
-	// NetNS is the pinned net namespace; unused with the node's network. UserNS is the user namespace that owns it,
+	// NetNS is the pinned net namespace; unused with the node's network. Empty with a user namespace of the pod's own: a new one,
+	// which that owns. UserNS is the user namespace that owns it,
 	// for pods with user namespaces; empty: the engine makes a new one from the mappings.
 	NetNS, UserNS string
 	CgroupPath    string
@@ -79,7 +80,8 @@ func sandboxNamespaces(in *SandboxInput, s *specs.Spec) error {
 	switch mode := o.GetNetwork(); mode {
 	case runtimeapi.NamespaceMode_NODE:
 	case runtimeapi.NamespaceMode_POD:
-		if in.NetNS == "" {
+		u := o.GetUsernsOptions()
+		if in.NetNS == "" && (u == nil || u.GetMode() != runtimeapi.NamespaceMode_POD) {
 			return fmt.Errorf("the pod has no net namespace: %w", errdefs.ErrFailedPrecondition)
 		}
 		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: in.NetNS}, specs.LinuxNamespace{Type: specs.UTSNamespace})
