@@ -79,10 +79,18 @@ func (s *Disk) holdImage(r *record) (same *record, release func()) {
 			same = nil
 		}
 	}
+	if same != nil && !s.cfg.DiscardUnpackedLayers && slices.ContainsFunc(same.content(), s.noBlob) {
+		same = nil // pulled with discarding on; now the blobs are wanted
+	}
 	if same != nil {
 		ids = append(ids, same.content()...)
 	}
 	return same, s.holdLocked(ids)
+}
+
+func (s *Disk) noBlob(d digest.Digest) bool {
+	_, ok := s.blobs[d]
+	return !ok
 }
 
 // smallBlob returns a blob's content, checked, from the store or the source.

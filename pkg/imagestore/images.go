@@ -74,7 +74,7 @@ func (s *Disk) Pin(_ context.Context, ref string, pinned bool) error {
 
 // Remove implements Store. With the last tag of a repository the image's digest names of that repository go too, and
 // with its last name the image.
-func (s *Disk) Remove(_ context.Context, ref string) error {
+func (s *Disk) Remove(ctx context.Context, ref string) error {
 	var gone *record
 	err := s.update(func(images map[digest.Digest]*record) error {
 		s.mu.RLock()
@@ -105,6 +105,9 @@ func (s *Disk) Remove(_ context.Context, ref string) error {
 		return nil
 	}
 	s.log.Info("image store: image removed", "image", gone.ID, "tags", gone.Tags)
+	if err := s.RemoveSnapshot(ctx, viewPrefix+gone.ID.Encoded()); err != nil {
+		return err
+	}
 	return s.sweep(gone.diffIDs(), gone.content())
 }
 

@@ -110,12 +110,52 @@ func (s *Disk) readLayer(id digest.Digest) (*layer, error) {
 	if l.frameBytes, l.frameInodes, err = frame(dir); err != nil {
 		return nil, err
 	}
+	if !l.Plain && l.Form != s.driver.Marks() && s.driver.Name() == "overlay" {
+		if err := s.remark(dir, l); err != nil {
+			return nil, fmt.Errorf("whiteouts: %w", err)
+		}
+	}
 	if l.Inodes == 0 {
 		if l.Bytes, l.Inodes, err = usageOf(filepath.Join(dir, "fs")); err != nil {
 			return nil, err
 		}
 	}
 	return l, nil
+}
+
+// remark lays down the whiteouts of a layer that was unpacked when overlayfs's form was not to be had, or another was.
+func (s *Disk) remark(dir string, l *layer) error {
+	m, err := l.marks(dir)
+	if err != nil {
+		return err
+	}
+	m.Form = s.driver.Marks()
+	if err := unpack.LayDown(filepath.Join(dir, "fs"), m); err != nil {
+		return err
+	}
+	c := *l
+	c.Form = m.Form
+	if c.Bytes, c.Inodes, err = usageOf(filepath.Join(dir, "fs")); err != nil {
+		return err
+	}
+	if err := writeFileJSON(filepath.Join(dir, "marks.json"), m); err != nil {
+		return err
+	}
+	if err := writeFileJSON(filepath.Join(dir, "layer.json"), c); err != nil {
+		return err
+	}
+	c.frameBytes, c.frameInodes, err = frame(dir)
+	*l = c
+	return err
+}
+
+// writeFileJSON replaces a record durably.
+func writeFileJSON(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return writeFile(name, append(b, '\n'))
 }
 
 func usageOf(dir string) (bytes, inodes int64, err error) {

@@ -45,57 +45,99 @@ func (s *Disk) haveLayer(blob, diffID digest.Digest) bool {
 	return unpacked && (kept || s.cfg.DiscardUnpackedLayers)
 }
 
-// bringLayer runs one layer through the pipeline.
+// rejecter is a source that has the same content at several places.
+type rejecter interface {
+	// Reject tells that what was read of a blob was not what its digest names; false if there is no other place.
+	Reject(d digest.Digest) bool
+}
+
+// bringLayer runs one layer through the pipeline, from another place where the first holds something else.
 func (s *Disk) bringLayer(ctx context.Context, src source, d ocispec.Descriptor, diffID digest.Digest) error {
 	if err := s.slots.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
 	defer s.slots.Release(1)
-	if s.haveLayer(d.Digest, diffID) {
-		return nil
-	}
 	defer s.hold(d.Digest, diffID)()
+	for {
+		if s.haveLayer(d.Digest, diffID) {
+			return nil
+		}
+		local, err := s.tryLayer(ctx, src, d, diffID)
+		if err == nil || !errdefs.IsDataLoss(err) || ctx.Err() != nil {
+			return err
+		}
+		if local {
+			s.log.Error("image store: stored blob damaged, fetching it again", "digest", d.Digest, "error", err)
+			if err := s.dropBlob(d.Digest); err != nil {
+				return err
+			}
+			continue
+		}
+		if r, ok := src.(rejecter); !ok || !r.Reject(d.Digest) {
+			return err
+		}
+		s.log.Warn("image store: a mirror sent wrong content, trying the next", "digest", d.Digest, "error", err)
+	}
+}
+
+// dropBlob removes a blob that isn't what its name says.
+func (s *Disk) dropBlob(d digest.Digest) error {
+	s.rename.Lock()
+	defer s.rename.Unlock()
+	s.mu.Lock()
+	if b, ok := s.blobs[d]; ok {
+		delete(s.blobs, d)
+		s.count(-b.allocated, -1)
+	}
+	s.mu.Unlock()
+	return os.Remove(s.blobPath(d))
+}
+
+func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, diffID digest.Digest) (local bool, err error) {
 	body, local, err := s.openLayer(ctx, src, d)
 	if err != nil {
-		return fmt.Errorf("fetch: %w", err)
+		return local, fmt.Errorf("fetch: %w", err)
 	}
 	defer body.Close()
 	tmp, err := s.ingestDir()
 	if err != nil {
-		return err
+		return local, err
 	}
 	defer func() { _ = removeAll(tmp) }()
 
 	run := pipeline{desc: d, body: body, dir: filepath.Join(tmp, "layer")}
+	blob := filepath.Join(tmp, "blob")
 	if !local && !s.cfg.DiscardUnpackedLayers {
-		run.keep = filepath.Join(tmp, "blob")
+		if l, ok := src.(linker); !ok || l.Link(d.Digest, blob) != nil {
+			run.keep = blob
+		}
 	}
 	res, err := run.run(ctx, s.unpackOptions())
 	if err != nil {
-		return err
+		return local, err
 	}
 	if run.diffID != diffID {
-		return fmt.Errorf("check: the layer unpacks to %s, the image's config says %s: %w", run.diffID, diffID, errdefs.ErrDataLoss)
+		return local, fmt.Errorf("check: the layer unpacks to %s, the image's config says %s: %w", run.diffID, diffID, errdefs.ErrDataLoss)
 	}
 	if res.SkippedDevices > 0 {
 		s.log.Warn("image store: device nodes of a layer left out, for want of the right to make them", "layer", d.Digest, "devices", res.SkippedDevices)
 	}
 	l, err := writeLayer(run.dir, diffID, res)
 	if err != nil {
-		return fmt.Errorf("unpack: %w", err)
+		return local, fmt.Errorf("unpack: %w", err)
 	}
 	if err := s.sync.wait(ctx); err != nil {
-		return fmt.Errorf("sync: %w", err)
+		return local, fmt.Errorf("sync: %w", err)
 	}
-	if run.keep != "" {
-		if err := s.moveBlobIn(run.keep, d.Digest); err != nil {
-			return fmt.Errorf("store blob: %w", err)
+	if !local && !s.cfg.DiscardUnpackedLayers {
+		if err := s.moveBlobIn(blob, d.Digest); err != nil {
+			return local, fmt.Errorf("store blob: %w", err)
 		}
 	}
 	if err := s.moveLayerIn(run.dir, l); err != nil {
-		return fmt.Errorf("store layer: %w", err)
+		return local, fmt.Errorf("store layer: %w", err)
 	}
-	return nil
+	return local, nil
 }
 
 func (s *Disk) unpackOptions() unpack.Options {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -105,9 +106,13 @@ func (s *Disk) Usage() Usage {
 	return u
 }
 
-// removeAll is os.RemoveAll for trees that hostile hands made.
+// removeAll is os.RemoveAll for trees that hostile hands made: of any depth.
 func removeAll(name string) error {
-	err := unpack.RemoveAllAt(unix.AT_FDCWD, name)
+	dir, err := unix.Open(filepath.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unpack.RemoveAllAt(dir, filepath.Base(name))
+		_ = unix.Close(dir)
+	}
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
@@ -117,7 +122,7 @@ func removeAll(name string) error {
 func emptyDir(name string) error {
 	entries, err := os.ReadDir(name)
 	for _, e := range entries {
-		err = errors.Join(err, removeAll(name+"/"+e.Name()))
+		err = errors.Join(err, removeAll(filepath.Join(name, e.Name())))
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ func (r *Repository) Manifest(ctx context.Context, ref string, limit int64) (oci
 	byDigest := digestErr == nil
 	var desc ocispec.Descriptor
 	var body []byte
-	err := r.each(ctx, "resolve", !byDigest, func(h *hop) error {
+	err := r.each(ctx, "resolve", !byDigest, nil, func(h *hop) error {
 		resp, err := h.get(ctx, "manifests", ref, http.Header{"Accept": {strings.Join(ManifestTypes, ", ")}})
 		if err != nil {
 			return err
@@ -63,15 +64,15 @@ func (r *Repository) Manifest(ctx context.Context, ref string, limit int64) (oci
 }
 
 // each runs try on the hops in rounds until one succeeds. resolve asks only hops that may resolve tags.
-func (r *Repository) each(ctx context.Context, stage string, resolve bool, try func(*hop) error) error {
+func (r *Repository) each(ctx context.Context, stage string, resolve bool, usable func(*hop) bool, try func(*hop) error) error {
 	var live []*hop
 	for _, h := range r.hops {
-		if h.Pull && (h.Resolve || !resolve) {
+		if h.Pull && (h.Resolve || !resolve) && (usable == nil || usable(h)) {
 			live = append(live, h)
 		}
 	}
 	if len(live) == 0 {
-		return fmt.Errorf("%s %s: hosts.toml leaves no host with the capability: %w", stage, r.name, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s %s: no host is left that may serve it: %w", stage, r.name, errdefs.ErrFailedPrecondition)
 	}
 	failed := map[*hop]error{}
 	for round := 0; ; round++ {
@@ -153,7 +154,7 @@ type blob struct {
 }
 
 func (b *blob) open() error {
-	return b.repo.each(b.ctx, "fetch "+b.desc.Digest.String()+" of", false, func(h *hop) error {
+	return b.repo.each(b.ctx, "fetch "+b.desc.Digest.String()+" of", false, b.repo.trusted(b.desc.Digest), func(h *hop) error {
 		header := http.Header{}
 		if b.offset > 0 {
 			header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
@@ -178,6 +179,7 @@ func (b *blob) open() error {
 			}
 		}
 		b.body = resp.Body
+		b.repo.served(b.desc.Digest, h)
 		return nil
 	})
 }
@@ -228,3 +230,40 @@ func (b *blob) end() (int, error) {
 
 // Close implements io.Closer.
 func (b *blob) Close() error { return b.body.Close() }
+
+// Reject tells that a blob's content was not what its digest names. The hop that sent it last is not asked for this blob
+// again. It returns false if that leaves none.
+func (r *Repository) Reject(d digest.Digest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.last[d]
+	if h == nil {
+		return false
+	}
+	if r.rejected == nil {
+		r.rejected = map[digest.Digest][]*hop{}
+	}
+	r.rejected[d] = append(r.rejected[d], h)
+	for _, o := range r.hops {
+		if o.Pull && !slices.Contains(r.rejected[d], o) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Repository) served(d digest.Digest, h *hop) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last == nil {
+		r.last = map[digest.Digest]*hop{}
+	}
+	r.last[d] = h
+}
+
+func (r *Repository) trusted(d digest.Digest) func(*hop) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bad := slices.Clone(r.rejected[d])
+	return func(h *hop) bool { return !slices.Contains(bad, h) }
+}

@@ -18,10 +18,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 )
 
 // Config is fixed for a Client's life. The zero value is usable.
@@ -83,6 +85,10 @@ type Repository struct {
 	// name is the repository within the registry, "library/busybox".
 	name string
 	hops []*hop
+
+	mu       sync.Mutex
+	last     map[digest.Digest]*hop   // who sent a blob last
+	rejected map[digest.Digest][]*hop // who sent something else under its digest
 }
 
 // Repository reads the configuration of ref's registry and prepares the hops. Nothing is sent yet.

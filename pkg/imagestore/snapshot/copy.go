@@ -42,6 +42,15 @@ func (c copyDriver) Prepare(ctx context.Context, dir string, layers []Layer) err
 			return fmt.Errorf("copy layer %d: %w", i, err)
 		}
 	}
+	// Directories kept their description as the layers were laid over each other; links are left.
+	f, err := findFixes(layers)
+	if err != nil {
+		return err
+	}
+	f.dirs = nil
+	if err := f.apply(root, layers); err != nil {
+		return err
+	}
 	return rootAttributes(root, layers)
 }
 

@@ -46,6 +46,13 @@ func (o overlay) Prepare(_ context.Context, dir string, layers []Layer) error {
 	if err := os.Mkdir(upper, 0o755); err != nil {
 		return err
 	}
+	f, err := findFixes(layers)
+	if err != nil {
+		return err
+	}
+	if err := f.apply(upper, layers); err != nil {
+		return err
+	}
 	return rootAttributes(upper, layers)
 }
 
@@ -59,6 +66,9 @@ func (o overlay) Rootfs(dir string, layers []Layer) rootfs.Rootfs {
 
 func (o overlay) View(layers []Layer) (rootfs.Rootfs, bool) {
 	lower := lowerDirs(layers)
+	if f, err := findFixes(layers); err != nil || !f.empty() {
+		return rootfs.Rootfs{}, false
+	}
 	switch {
 	case len(lower) == 0 || len(lower) > maxLower:
 		return rootfs.Rootfs{}, false

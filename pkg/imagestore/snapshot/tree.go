@@ -126,7 +126,11 @@ func (c *copier) directory(src, dst int, name, path string, st *unix.Stat_t, exi
 }
 
 func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
-	in, err := unix.Openat(src, name, openFlags, 0)
+	return c.fileAs(src, dst, name, name, st)
+}
+
+func (c *copier) fileAs(src, dst int, old, name string, st *unix.Stat_t) error {
+	in, err := unix.Openat(src, old, openFlags, 0)
 	if err != nil {
 		return err
 	}

@@ -95,6 +95,37 @@ func (a *applier) setOpaque(path string, fd int) error {
 	return MakeOpaque(fd, a.opt.Marks)
 }
 
+// LayDown makes the whiteouts and opaque marks of m, in m.Form, in a layer unpacked at dir with another form.
+func LayDown(dir string, m Marks) error {
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	t := tree{fd: root}
+	defer t.forget()
+	for _, w := range m.Whiteouts {
+		parent, base := split(string(w))
+		fd, err := t.dir(parent)
+		if err != nil {
+			return fmt.Errorf("%q: %w", w, err)
+		}
+		if err := MakeWhiteout(fd, base); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("%q: %w", w, err)
+		}
+	}
+	for _, o := range m.Opaques {
+		fd, err := t.dir(string(o))
+		if err != nil {
+			return fmt.Errorf("%q: %w", o, err)
+		}
+		if err := MakeOpaque(fd, m.Form); err != nil {
+			return fmt.Errorf("%q: %w", o, err)
+		}
+	}
+	return nil
+}
+
 // MakeWhiteout makes overlayfs's whiteout in the directory dir.
 func MakeWhiteout(dir int, base string) error {
 	if err := unix.Mknodat(dir, base, unix.S_IFCHR, 0); err != nil {
