@@ -96,13 +96,17 @@ func start(t *testing.T, flags uintptr) *exec.Cmd {
 			t.Fatal(root, err)
 		}
 	}
-	cmd := exec.Command(filepath.Join(dir, Path))
+	other := filepath.Join(dir, "other")
+	if err := os.Rename(filepath.Join(dir, Path), other); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(other)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	// It takes its name after it has blocked the signals.
+	// It takes its name after it has blocked the signals; the file's own name would show too early.
 	eventually(t, "the name", func() bool { return strings.HasPrefix(status(cmd.Process.Pid), "Name:\tpause\n") })
 	return cmd
 }
