@@ -180,16 +180,17 @@ func TestSessionIsKilledAlone(t *testing.T) {
 	}
 }
 
-const forkLoop = "exec 2>/dev/null; while :; do (sleep 1; sleep 1) & done"
+// churn keeps forking: twenty shells, each with one short child after the other.
+const churn = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (while :; do sleep 0.02; done) & done; wait"
 
 func TestDeleteUnderLoad(t *testing.T) {
 	d := v1(t, "pids")
-	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(40))}})
+	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(100))}})
 	if _, err := d.Create(t.Context(), path+"/exec-1", nil); err != nil {
 		t.Fatal(err)
 	}
-	c := spawn(t, cg, forkLoop)
-	until(t, "load", func() bool { ps, _ := d.processes(path); return len(ps) > 10 })
+	c := spawn(t, cg, churn)
+	until(t, "load", func() bool { ps, err := d.processes(path); return err == nil && len(ps) > 20 })
 	if err := d.Delete(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
@@ -213,9 +214,9 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 	plain := *d.layout
 	plain.unified = ""
 	d.layout = &plain
-	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(40))}})
-	c := spawn(t, cg, forkLoop)
-	until(t, "load", func() bool { ps, _ := d.processes(path); return len(ps) > 10 })
+	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(100))}})
+	c := spawn(t, cg, churn)
+	until(t, "load", func() bool { ps, err := d.processes(path); return err == nil && len(ps) > 20 })
 	if err := d.Kill(t.Context(), path); err != nil {
 		t.Error(err)
 	}
