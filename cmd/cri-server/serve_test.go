@@ -215,23 +215,18 @@ func TestTwoServersRefuseEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := fmt.Sprintf("pid %d", os.Getpid())
-	other := newNode(t)
-	for what, tc := range map[string]struct{ from, to string }{
-		"state":  {other.cfg.State, n.cfg.State},
-		"root":   {other.cfg.Root, n.cfg.Root},
-		"socket": {other.cfg.Socket, n.cfg.Socket},
-	} {
+	for what, taken := range map[string]string{"state": n.cfg.State, "root": n.cfg.Root, "socket": n.cfg.Socket} {
 		m := newNode(t)
 		switch what {
 		case "state":
-			m.cfg.State = tc.to
+			m.cfg.State = taken
 		case "root":
-			m.cfg.Root = tc.to
+			m.cfg.Root = taken
 		case "socket":
-			m.cfg.Socket = tc.to
+			m.cfg.Socket = taken
 		}
 		err := m.start(t)
-		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), tc.to) || !strings.Contains(err.Error(), pid) {
+		if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), taken) || !strings.Contains(err.Error(), pid) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
