@@ -178,7 +178,7 @@ func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image) (*s
 		ID: ctr.ID, Host: c.cfg.Host, Pod: pod.Config, Container: ctr.Config, Image: &image.Config.Config, Root: root,
 		Namespaces: namespaces(pod, target), CgroupPath: ctr.CgroupPath, SandboxID: pod.ID, ImageName: ctr.Config.GetImage().GetUserSpecifiedImage(),
 		PrivilegedPod: pod.Config.GetLinux().GetSecurityContext().GetPrivileged(),
-		Hostname: pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
+		Hostname:      pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
 	})
 }
 
