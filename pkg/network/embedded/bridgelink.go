@@ -46,6 +46,10 @@ func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Lin
 	}
 	// The routes on it are ours. Missing where IPv6 is disabled.
 	_ = setSysctl("ipv6/conf/"+conf.Bridge+"/accept_ra", "0")
+	if !conf.EnableDAD {
+		// Or its link-local address is tentative for a second, and the host asks for no pod's hardware address.
+		_ = setSysctl("ipv6/conf/"+conf.Bridge+"/accept_dad", "0")
+	}
 	if err := h.LinkSetUp(l); err != nil {
 		return nil, fmt.Errorf("up: %w", err)
 	}
