@@ -154,7 +154,7 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 	d.notify("READY=1\nSTATUS=serving " + cri.Addr().String())
 	stopWatchdog := d.watchdog(cri.Addr().String())
 
-	err, running := d.loop(ctx, cfg, svc, failed)
+	running, err := d.loop(ctx, cfg, svc, failed)
 	stopWatchdog()
 	d.notify("STOPPING=1")
 	svc.Drain()
@@ -166,7 +166,7 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 }
 
 // loop answers signals until it is time to stop; running is how many of the two servers are still to report.
-func (d *daemon) loop(ctx context.Context, cfg *config.Config, svc service, failed <-chan error) (err error, running int) {
+func (d *daemon) loop(ctx context.Context, cfg *config.Config, svc service, failed <-chan error) (running int, err error) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)
@@ -175,10 +175,10 @@ func (d *daemon) loop(ctx context.Context, cfg *config.Config, svc service, fail
 		case <-hup:
 			cfg = d.reload(cfg, svc)
 		case err := <-failed:
-			return err, 1
+			return 1, err
 		case <-ctx.Done():
 			d.log.Info("stopping")
-			return nil, 2
+			return 2, nil
 		}
 	}
 }
