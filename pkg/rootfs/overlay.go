@@ -24,8 +24,8 @@ func (l *layers) close() {
 }
 
 // clones opens each layer through a detached clone of its mount.
-func (r Rootfs) clones(o Options) (l *layers, err error) {
-	l = &layers{upper: -1, work: -1, writable: -1}
+func (r Rootfs) clones(o Options) (_ *layers, err error) {
+	l := &layers{upper: -1, work: -1, writable: -1}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -47,7 +47,10 @@ func (r Rootfs) clones(o Options) (l *layers, err error) {
 	if l.upper, err = child(l.writable, r.Upper); err == nil {
 		l.work, err = child(l.writable, r.Work)
 	}
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 func child(dir int, path string) (int, error) {

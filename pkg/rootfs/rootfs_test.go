@@ -162,6 +162,10 @@ func TestView(t *testing.T) {
 	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), "overlay") && strings.Contains(string(b), r.Upper) {
 		t.Error("a mount is left")
 	}
+	r.Lower = append(r.Lower, "/no/such/layer")
+	if _, err := r.View(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing layer: %v", err)
+	}
 	if _, err := (Rootfs{Path: filepath.Join(t.TempDir(), "none")}).View(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing directory: %v", err)
 	}

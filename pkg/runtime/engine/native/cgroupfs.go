@@ -47,7 +47,7 @@ func (b *builder) openCgroups() error {
 
 // cgroup makes a cgroup mount: cgroup2 itself, or a tmpfs with the v1 hierarchies in it.
 func (b *builder) cgroup(m *mountPoint) error {
-	if len(b.cgroups) == 0 {
+	if len(b.cgroups) == 0 || m.Type == "cgroup2" {
 		m := *m
 		m.Type = "cgroup2"
 		m.mountOptions.filesystem = nil // there are none that all versions of cgroup2 know

@@ -73,6 +73,15 @@ func (p *process) ended() bool {
 	}
 }
 
+// dead is like ended, but also true for a process that is not reaped yet.
+func (p *process) dead() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}} // ready once the process is a zombie (pidfd_open(2))
+	n, err := unix.Poll(fds, 0)
+	return p.pidfd < 0 || err == nil && n == 1
+}
+
 // endTimeout bounds the wait for the end of a process that has got SIGKILL, in case the kernel can't let it go.
 const endTimeout = 10 * time.Second
 
@@ -172,7 +181,10 @@ func (c *container) start(ctx context.Context, s *stub, filter []byte) error {
 	if err := s.limit(c.spec.Process); err != nil {
 		return err
 	}
-	return s.become(id)
+	if err := s.become(id); err != nil {
+		return err
+	}
+	return ctx.Err() // its end also closes the socket, which looks like success
 }
 
 // extend adds what only a container's first process sets.

@@ -23,7 +23,7 @@ type Engine struct {
 	image  *os.File // the stub, in a sealed memfd
 	proc   *os.File // a procfs that nobody else can reach, or mount anything over
 	null   *os.File // the host's /dev/null, O_PATH
-	caps   uint64   // this process's bounding set
+	caps   uint64   // what this process has and may pass on
 	// stubProc is set once the kernel has refused proc's pidns= option.
 	stubProc atomic.Bool
 }
@@ -55,7 +55,7 @@ func (e *Engine) open() (err error) {
 	if e.null, err = openNull(); err != nil {
 		return err
 	}
-	e.caps, err = boundingSet(e.proc)
+	e.caps, err = ownCaps(e.proc)
 	return err
 }
 
@@ -126,16 +126,26 @@ func openNull() (*os.File, error) {
 	return f, nil
 }
 
-// boundingSet reads this process's capability bounding set.
-func boundingSet(proc *os.File) (uint64, error) {
+// ownCaps reads the capabilities that this process has and may pass on.
+func ownCaps(proc *os.File) (uint64, error) {
 	b, err := readAt(proc, "self/status")
 	if err != nil {
 		return 0, err
 	}
+	caps, found := ^uint64(0), 0
 	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
-			return strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		name, v, _ := strings.Cut(line, ":")
+		if name != "CapBnd" && name != "CapPrm" {
+			continue
 		}
+		set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/self/status: %w", err)
+		}
+		caps, found = caps&set, found+1
 	}
-	return 0, fmt.Errorf("no CapBnd in /proc/self/status: %w", errdefs.ErrFailedPrecondition)
+	if found != 2 {
+		return 0, fmt.Errorf("no capabilities in /proc/self/status: %w", errdefs.ErrFailedPrecondition)
+	}
+	return caps, nil
 }

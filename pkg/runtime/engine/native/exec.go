@@ -39,6 +39,9 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	p, err := c.exec(ctx, config, id)
+	if err != nil && ctx.Err() == nil && c.init.dead() { // whatever has failed because of that
+		err = fmt.Errorf("%w: %w", gone(unix.ESRCH), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, orContext(ctx, err))
 	}
@@ -74,6 +77,9 @@ func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *ide
 		return nil, err
 	}
 	if err := s.stub.become(id); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil { // its end also closes the socket, which looks like success
 		return nil, err
 	}
 	p := &process{child: s.stub.child, pidfd: s.stub.pidfd, terminal: s.terminal}

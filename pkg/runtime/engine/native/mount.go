@@ -199,13 +199,28 @@ func (b *builder) filesystem(m *mountPoint) error {
 	return m.propagate(fd)
 }
 
+// maxOption is the longest value of an option that fsconfig(2) takes.
+const maxOption = 255
+
+// pseudo are file systems whose instances may be shared with others, and so are only read-only by their mount.
+var pseudo = map[string]bool{"proc": true, "sysfs": true, "devpts": true, "mqueue": true, "tmpfs": true, "cgroup2": true}
+
 func (b *builder) newMount(m *mountPoint) (int, error) {
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		return -1, fmt.Errorf("id mappings on a %s: %w", m.Type, errdefs.ErrNotImplemented)
+	}
 	attrs := m.attrs.set
 	if m.Type == "tmpfs" {
 		attrs &^= unix.MOUNT_ATTR_RDONLY
 	}
 	opts := make([]option, 0, len(m.mountOptions.filesystem)+2)
+	if attrs&unix.MOUNT_ATTR_RDONLY != 0 && !pseudo[m.Type] {
+		opts = append(opts, option{"ro", ""}) // not only the mount: the disk must not be written to
+	}
 	for _, o := range m.mountOptions.filesystem {
+		if len(o.value) > maxOption {
+			return -1, fmt.Errorf("option %s is longer than %d bytes: %w", o.key, maxOption, errdefs.ErrNotImplemented)
+		}
 		o, err := b.translate(o)
 		if err != nil {
 			return -1, err
@@ -272,16 +287,14 @@ func (b *builder) target(dest string, dir bool, mount int) (int, error) {
 	if dest == "/" {
 		return -1, invalid("a mount over the root")
 	}
-	kernel := isFS(mount, unix.PROC_SUPER_MAGIC) || isFS(mount, unix.SYSFS_MAGIC)
-	if kernel || dest == "/proc" || dest == "/sys" || dest == "/dev" {
+	t, err := ensure(b.root, dest, dir)
+	if err == nil && (isFS(mount, unix.PROC_SUPER_MAGIC) || isFS(mount, unix.SYSFS_MAGIC) || dest == "/proc" || dest == "/sys" || dest == "/dev") {
 		// An image must not lead proc, sysfs or /dev elsewhere by a link, where masked paths would miss them.
-		fd, err := inRoot(b.root, dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
-		if errors.Is(err, unix.ELOOP) {
+		unix.Close(t)
+		if t, err = inRoot(b.root, dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS); errors.Is(err, unix.ELOOP) {
 			return -1, fmt.Errorf("the image has a symbolic link there: %w", errdefs.ErrPermissionDenied)
 		}
-		closeFD(fd)
 	}
-	t, err := ensure(b.root, dest, dir)
 	if err != nil {
 		return -1, fmt.Errorf("mount point: %w", classify(err))
 	}

@@ -324,6 +324,7 @@ static long setid(void) {
 static int stub(void) {
 	struct order o;
 	S3(SYS_fcntl, SOCK, F_SETFD, FD_CLOEXEC);
+	S3(SYS_close_range, SOCK + 1, ~0U, 0);	// what Go's own parent has left open
 	S2(SYS_prctl, PR_SET_DUMPABLE, 0);	// nobody in the container may look into us
 	S0(SYS_setsid);				// Go's session must not be the container's
 	for (;;) {
