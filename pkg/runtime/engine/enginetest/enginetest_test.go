@@ -108,7 +108,14 @@ func hideUnified(t *testing.T) {
 	if err := unix.Unmount(at, 0); err != nil {
 		t.Fatal(err)
 	}
+	// What lies below is the host's tmpfs; runtimes would make directories in it.
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Errorf("unmount the cover of cgroup2: %v", err)
+		}
 		if err := unix.Mount("cgroup2", at, "cgroup2", 0, ""); err != nil {
 			t.Errorf("mount cgroup2 again: %v", err)
 		}

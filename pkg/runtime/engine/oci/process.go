@@ -32,19 +32,34 @@ func adopt(r *reaper.Reaper, pid int) (*process, error) {
 		return nil, fmt.Errorf("pidfd_open: %w", err)
 	}
 	if err != nil {
-		fd = -1
+		return adoptDead(r, pid)
 	}
+	ours := orphan(pid)
 	child := r.Adopt(pid)
-	select {
-	case <-child.Done():
+	p := &process{pid: pid, child: child, pidfd: fd}
+	switch {
+	case p.ended():
 		// An earlier orphan that nobody asked for may have had this pid, and its exit was remembered under it.
 		// Ours is alive then, and the second Adopt waits for it.
-		if fd >= 0 && alive(fd) && orphan(pid) {
-			child = r.Adopt(pid)
+		if ours && alive(fd) {
+			p.child = r.Adopt(pid)
 		}
-	default:
+	case !ours && alive(fd):
+		p.close()
+		return nil, fmt.Errorf("it is not this process's child: the runtime must leave it to the child subreaper")
 	}
-	return &process{pid: pid, child: child, pidfd: fd}, nil
+	return p, nil
+}
+
+// adoptDead takes over an orphan that was reaped already.
+func adoptDead(r *reaper.Reaper, pid int) (*process, error) {
+	p := &process{pid: pid, child: r.Adopt(pid), pidfd: -1}
+	ctx, cancel := context.WithTimeout(context.Background(), lostTimeout)
+	defer cancel()
+	if _, err := p.child.Wait(ctx); err != nil { // the Reaper may be just about to tell
+		return nil, fmt.Errorf("its end is unknown: the runtime has waited for it")
+	}
+	return p, nil
 }
 
 // alive reports that the process has not ended: poll(2) on a pidfd is readable from then on.

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// cost is what one step took.
+type cost struct{ wall, cpu time.Duration }
+
+// sample is one container's life.
+type sample struct{ start, exec, remove cost }
+
+const lifetime = time.Minute // no container of a healthy engine needs longer
+
+// run takes one container from nothing to nothing.
+func (c *course) run(ctx context.Context, x contestant) (s sample, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lifetime)
+	defer cancel()
+	c.serial++
+	id := fmt.Sprintf("b%d", c.serial)
+	dir := filepath.Join(c.base, id)
+	for _, d := range []string{"upper", "work", "engine"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return s, err
+		}
+	}
+	defer os.RemoveAll(dir)
+	io, err := newStdio()
+	if err != nil {
+		return s, err
+	}
+	defer io.close()
+	spec := c.spec(c.parent + "/" + id)
+	cfg := &engine.Config{
+		ID: id, Spec: spec, Dir: filepath.Join(dir, "engine"),
+		Rootfs: rootfs.Rootfs{Lower: []string{c.layer}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
+		Stdin:  io.childIn, Stdout: io.childOut, Stderr: io.childOut,
+	}
+
+	begin := now()
+	if x.native {
+		if cfg.Cgroup, err = c.cgroups.Create(ctx, spec.Linux.CgroupsPath, spec.Linux.Resources); err != nil {
+			return s, err
+		}
+		cfg.Seccomp = c.filter
+	}
+	box, err := x.engine.Create(ctx, cfg)
+	if err != nil {
+		return s, err
+	}
+	if err := box.Start(ctx); err != nil {
+		return s, err
+	}
+	if err := io.firstByte(); err != nil {
+		return s, err
+	}
+	init := cpuOf(box.Process().Pid())
+	s.start = begin.since(init)
+
+	if s.exec, err = execTrue(ctx, box, spec.Process, cfg.Seccomp); err != nil {
+		return s, err
+	}
+
+	init = cpuOf(box.Process().Pid())
+	begin = now()
+	if err := box.Kill(ctx); err != nil {
+		return s, err
+	}
+	if _, err := box.Process().Child().Wait(ctx); err != nil {
+		return s, err
+	}
+	if err := box.Delete(ctx); err != nil {
+		return s, err
+	}
+	if x.native {
+		if err := c.cgroups.Delete(ctx, spec.Linux.CgroupsPath); err != nil {
+			return s, err
+		}
+	}
+	s.remove = begin.since(-init) // reaping counted its whole life again
+	return s, nil
+}
+
+func execTrue(ctx context.Context, box engine.Container, like *specs.Process, filter []byte) (cost, error) {
+	p := *like
+	p.Args = []string{"/bin/true"}
+	begin := now()
+	x, err := box.Exec(ctx, &engine.ExecConfig{Process: &p, Seccomp: filter})
+	if err != nil {
+		return cost{}, err
+	}
+	st, err := x.Child().Wait(ctx)
+	if err == nil && st.Code() != 0 {
+		err = fmt.Errorf("exec: exit code %d", st.Code())
+	}
+	return begin.since(0), err
+}
+
+// moment is a reading of both clocks.
+type moment struct {
+	wall time.Time
+	cpu  time.Duration
+}
+
+func now() moment { return moment{time.Now(), used(unix.RUSAGE_SELF) + used(unix.RUSAGE_CHILDREN)} }
+
+// since is the cost from m until now; more is CPU of a process that is not reaped yet.
+func (m moment) since(more time.Duration) cost {
+	n := now()
+	return cost{n.wall.Sub(m.wall), n.cpu - m.cpu + more}
+}
+
+// used is getrusage(2); RUSAGE_CHILDREN counts what was reaped.
+func used(who int) time.Duration {
+	var ru unix.Rusage
+	if unix.Getrusage(who, &ru) != nil {
+		return 0
+	}
+	return time.Duration(unix.TimevalToNsec(ru.Utime) + unix.TimevalToNsec(ru.Stime))
+}
+
+// cpuOf reads a process's CPU clock (clock_getcpuclockid(3)): exact where /proc has 10 ms ticks.
+func cpuOf(pid int) time.Duration {
+	const sched = 2 // CPUCLOCK_SCHED
+	var ts unix.Timespec
+	if unix.ClockGettime(int32(^pid<<3|sched), &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// stdio are the pipes of one container, whose program copies its input to its output.
+type stdio struct{ in, out, childIn, childOut *os.File }
+
+func newStdio() (*stdio, error) {
+	var s stdio
+	var err error
+	if s.childIn, s.in, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	if s.out, s.childOut, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	_, err = s.in.Write([]byte("x")) // waits in the pipe until the program is there
+	return &s, err
+}
+
+func (s *stdio) firstByte() error {
+	if err := s.out.SetReadDeadline(time.Now().Add(lifetime)); err != nil {
+		return err
+	}
+	_, err := s.out.Read(make([]byte, 1))
+	if err != nil {
+		return fmt.Errorf("first byte: %w", err)
+	}
+	return nil
+}
+
+func (s *stdio) close() {
+	for _, f := range []*os.File{s.in, s.out, s.childIn, s.childOut} {
+		f.Close()
+	}
+}
