@@ -69,12 +69,18 @@ func start(t *testing.T, o testnode.Options) *fixture {
 func (f *fixture) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	if f.ServerEnded() {
+		f.t.Errorf("the server has crashed; the end of its log:\n%s", f.LogTail())
+		if err := f.StartServer(ctx); err != nil {
+			f.t.Error(err)
+		}
+	}
 	if _, err := f.RemovePods(ctx); err != nil {
 		f.t.Errorf("remove what is left: %v", err)
 	}
 	if f.before != nil && foreign == "" {
 		if left := f.Leaks(f.before, f.ids); len(left) > 0 {
-			f.t.Errorf("left on the node:\n\t%s", strings.Join(left, "\n\t"))
+			f.t.Errorf("%d things left on the node:\n\t%s", len(left), strings.Join(left[:min(len(left), 25)], "\n\t"))
 		}
 	}
 	if f.t.Failed() {

@@ -30,6 +30,15 @@ type step struct {
 	run  func(*walk)
 }
 
+// needed says that the steps after s make no sense without it.
+func (s step) needed() bool {
+	switch s.name {
+	case "pull by tag", "runp", "create", "start", "inspect":
+		return true
+	}
+	return false
+}
+
 // steps in the order in which an operator would take them.
 func steps() []step {
 	return []step{
@@ -46,7 +55,7 @@ func steps() []step {
 func TestCrictlWalk(t *testing.T) {
 	w := &walk{fixture: start(t, testnode.Options{})}
 	for _, s := range steps() {
-		if !t.Run(s.name, func(t *testing.T) { w.step(t, s) }) {
+		if !t.Run(s.name, func(t *testing.T) { w.step(t, s) }) && s.needed() {
 			return
 		}
 	}
@@ -56,7 +65,7 @@ func TestCrictlWalk(t *testing.T) {
 func TestRestartBetweenSteps(t *testing.T) {
 	w := &walk{fixture: start(t, testnode.Options{})}
 	for _, s := range steps() {
-		if !t.Run(s.name, func(t *testing.T) { w.step(t, s); w.restart("after " + s.name); w.stillWorks() }) {
+		if !t.Run(s.name, func(t *testing.T) { w.step(t, s); w.restart("after " + s.name); w.stillWorks() }) && s.needed() {
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -53,6 +54,8 @@ func outer() int {
 	}
 	left := endDescendants(os.Getpid(), nil)
 	left = append(left, before.Added(Take())...)
+	own, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/cri-node-%d", c.Process.Pid))
+	left = append(left, own...)
 	if len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "LEAK: left on the machine:\n\t"+strings.Join(left, "\n\t"))
 		return max(code, 1)

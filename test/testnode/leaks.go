@@ -81,8 +81,8 @@ func (s Snapshot) cgroups() {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // cgroups come and go while one looks
 		}
-		// Unit tests that run at the same time have their own, which package testns looks after.
-		if strings.HasPrefix(d.Name(), "cri-test-") {
+		// Unit tests and nodes that run at the same time have their own; package testns and Node.Stop look after them.
+		if strings.HasPrefix(d.Name(), "cri-test-") || strings.HasPrefix(d.Name(), "cri-node-") {
 			return filepath.SkipDir
 		}
 		s["cgroup "+path] = true

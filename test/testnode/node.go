@@ -260,6 +260,16 @@ func (n *Node) LogTail() string {
 // ServerPid is the server's process id.
 func (n *Node) ServerPid() int { return n.server.Process.Pid }
 
+// ServerEnded says that the server is not running though nobody stopped it.
+func (n *Node) ServerEnded() bool {
+	select {
+	case <-n.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // KillServer ends the server with SIGKILL, as a crash would.
 func (n *Node) KillServer() error {
 	if err := n.server.Process.Kill(); err != nil {
