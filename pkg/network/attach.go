@@ -77,10 +77,13 @@ func (n *CNI) add(ctx context.Context, list *confList, rt *libcni.RuntimeConf) (
 }
 
 // rollback runs DEL of each plugin, last first, whether those before it fail or not. (libcni stops at the first error,
-// and there is no retry: the caller may never have heard of the pod.)
+// and for a pod without a result there may be no retry.)
 func (n *CNI) rollback(ctx context.Context, list *confList, rt *libcni.RuntimeConf) error {
 	var errs []error
 	for i := len(list.Plugins) - 1; i >= 0; i-- {
+		if _, err := n.exec.FindInPath(list.Plugins[i].Network.Type, n.cfg.BinDirs); err != nil {
+			continue // it was not run either
+		}
 		one := *list.NetworkConfigList
 		one.Plugins = one.Plugins[i : i+1]
 		errs = append(errs, n.lib.DelNetworkList(ctx, &one, rt))
@@ -187,7 +190,8 @@ func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns 
 	return n.lib.DelNetworkList(ctx, list, rt)
 }
 
-// detachUncached covers a crash between ADD and the writing of its result.
+// detachUncached covers a crash between ADD and the writing of its result. A plugin that is not there has not attached
+// anything.
 func (n *CNI) detachUncached(ctx context.Context, p Pod) error {
 	list, err := n.list()
 	if err != nil {
@@ -199,5 +203,5 @@ func (n *CNI) detachUncached(ctx context.Context, p Pod) error {
 	}
 	n.verbs.RLock()
 	defer n.verbs.RUnlock()
-	return n.lib.DelNetworkList(ctx, list.NetworkConfigList, rt)
+	return n.rollback(ctx, list, rt)
 }

@@ -151,16 +151,16 @@ func (x *executor) program(ctx context.Context, path string, stdin []byte, envir
 	case stdout.over:
 		return nil, fmt.Errorf("CNI plugin %s (%s) wrote more than %d bytes: %w", name, command, maxStdout, errdefs.ErrFailedPrecondition)
 	}
-	if stderr.Len() > 0 {
-		x.log.Debug("CNI plugin wrote", "plugin", name, "command", command, "stderr", stderr.String())
+	if stderr.buf.Len() > 0 {
+		x.log.Debug("CNI plugin wrote", "plugin", name, "command", command, "stderr", stderr.buf.String())
 	}
-	return stdout.Bytes(), nil
+	return stdout.buf.Bytes(), nil
 }
 
 // pluginError reads the error that a plugin prints (CNI spec, "Error").
 func pluginError(name, command string, err error, stdout, stderr *capped) error {
 	var e types.Error
-	if json.Unmarshal(stdout.Bytes(), &e) == nil && e.Msg != "" {
+	if json.Unmarshal(stdout.buf.Bytes(), &e) == nil && e.Msg != "" {
 		msg := e.Msg
 		if e.Details != "" {
 			msg += ": " + e.Details
@@ -168,8 +168,8 @@ func pluginError(name, command string, err error, stdout, stderr *capped) error 
 		return fmt.Errorf("CNI plugin %s (%s): %s (code %d): %w", name, command, short(msg), e.Code, errdefs.ErrFailedPrecondition)
 	}
 	what := ""
-	if stdout.Len() > 0 {
-		what = fmt.Sprintf(", and its output is no CNI error: %q", short(stdout.String()))
+	if stdout.buf.Len() > 0 {
+		what = fmt.Sprintf(", and its output is no CNI error: %q", short(stdout.buf.String()))
 	}
 	return fmt.Errorf("CNI plugin %s (%s): %w%s%s", name, command, err, what, stderr.quote())
 }
@@ -182,25 +182,26 @@ func short(s string) string {
 	return s
 }
 
-// capped keeps the first max bytes written to it.
+// capped keeps the first max bytes written to it. (It hides the buffer's ReadFrom, which would know no bound.)
 type capped struct {
-	bytes.Buffer
+	buf  bytes.Buffer
 	max  int
 	over bool
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if room := c.max - c.Len(); len(p) > room {
+	if room := c.max - c.buf.Len(); len(p) > room {
 		c.over = true
-		c.Buffer.Write(p[:room])
-		return len(p), nil
+		c.buf.Write(p[:room])
+	} else {
+		c.buf.Write(p)
 	}
-	return c.Buffer.Write(p)
+	return len(p), nil
 }
 
 func (c *capped) quote() string {
-	if c.Len() == 0 {
+	if c.buf.Len() == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; it said %q", short(strings.TrimSpace(c.String())))
+	return fmt.Sprintf("; it said %q", short(strings.TrimSpace(c.buf.String())))
 }

@@ -1,0 +1,164 @@
+package network
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// eventually polls until f is true: the watch tells in its own time.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 5 s", what)
+		}
+	}
+}
+
+func TestStatus(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	want := func(parts ...string) {
+		t.Helper()
+		err := n.Status()
+		if err == nil {
+			t.Fatal("no error")
+		}
+		for _, p := range parts {
+			if !strings.Contains(err.Error(), p) {
+				t.Errorf("%q is missing in %q", p, err)
+			}
+		}
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("kind of %v", err)
+		}
+	}
+	want("no CNI configuration in "+n.cfg.ConfDir, "it does not exist", "--network embedded")
+	if _, err := n.Attach(context.Background(), newPod(t)); !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+	if err := os.MkdirAll(n.cfg.ConfDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	want("it is empty")
+	write(t, n.cfg.ConfDir+"/readme.txt", "x")
+	want("no .conflist, .conf or .json")
+	write(t, n.cfg.ConfDir+"/10-bad.conflist", "{not json")
+	write(t, n.cfg.ConfDir+"/11-empty.conflist", `{"cniVersion":"1.0.0","name":"x","plugins":[]}`)
+	write(t, n.cfg.ConfDir+"/12-name.conflist", `{"cniVersion":"1.0.0","name":"../x","plugins":[{"type":"bridge"}]}`)
+	want("10-bad.conflist", "invalid character", "11-empty.conflist: ", "12-name.conflist: ")
+	n.conf(t, "20.conflist", "1.0.0", bridgePlugin, `{"type":"fake"}`)
+	want(`plugin "fake" is not in `+n.cfg.BinDirs[0], "20.conflist")
+	if !strings.Contains(n.log.String(), "10-bad.conflist") {
+		t.Error("what is passed over is not logged")
+	}
+	n.fake(t)
+	if err := n.Status(); err != nil {
+		t.Error(err)
+	}
+	// CNI 1.1 plugins say themselves whether they are ready.
+	write(t, n.cfg.BinDirs[0]+"/do-STATUS", `echo '{"cniVersion":"1.1.0","code":50,"msg":"no uplink"}'; exit 1`)
+	n.conf(t, "05.conflist", "1.1.0", bridgePlugin, `{"type":"fake"}`)
+	want("no uplink", "05.conflist")
+	if err := os.Remove(n.cfg.ConfDir + "/05.conflist"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Status(); err != nil {
+		t.Error(err)
+	}
+	write(t, n.cfg.ConfDir+"/01.conf", `{"cniVersion":"1.0.0","name":"single","type":"bridge","ipam":{"type":"host-local","subnet":"10.78.0.0/24"}}`)
+	if r := n.attach(t, newPod(t)); r.Network != "single" {
+		t.Error(r.Network)
+	}
+}
+
+// TestWatch looks at what the watch alone does: nobody asks in between.
+func TestWatch(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	loaded := func() string {
+		n.CNI.conf.mu.Lock()
+		defer n.CNI.conf.mu.Unlock()
+		if n.CNI.conf.list == nil {
+			return ""
+		}
+		return filepath.Base(n.CNI.conf.list.file)
+	}
+	n.conf(t, "20.conflist", "1.0.0", bridgePlugin) // makes the directory and its parent
+	eventually(t, "a new directory", func() bool { return loaded() == "20.conflist" })
+	n.conf(t, "10.conflist", "1.0.0", bridgePlugin)
+	eventually(t, "an earlier file", func() bool { return loaded() == "10.conflist" })
+	if err := os.RemoveAll(filepath.Dir(n.cfg.ConfDir)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the directory is gone", func() bool { return loaded() == "" })
+	n.conf(t, "30.conflist", "1.0.0", bridgePlugin)
+	eventually(t, "the directory is back", func() bool { return loaded() == "30.conflist" })
+}
+
+func TestPluginDirectory(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.fake(t)
+	write(t, n.cfg.ConfDir+"/10.conflist", `{"cniVersion":"1.0.0","name":"net"}`)
+	write(t, n.cfg.ConfDir+"/net/1.conf", `{"type":"fake","x":12345678901234567890}`)
+	p := newPod(t)
+	n.attach(t, p)
+	if !strings.Contains(read(t, n.cfg.BinDirs[0]+"/stdin-ADD"), `"type":"fake"`) {
+		t.Error("the plugin in the directory was not run")
+	}
+	if err := os.RemoveAll(n.cfg.ConfDir + "/net"); err != nil {
+		t.Fatal(err)
+	}
+	n.detach(t, p)
+	if read(t, n.cfg.BinDirs[0]+"/calls") != "ADD\nDEL\n" {
+		t.Error("DEL forgot the plugin in the directory")
+	}
+}
+
+func TestPodCIDR(t *testing.T) {
+	n := newNode(t, ModeEmbedded)
+	old := newPod(t)
+	n.attach(t, old)
+	ctx := context.Background()
+	for _, bad := range []string{"x", "10.1.0.0/24,10.2.0.0/24", "10.0.0.0/31", "127.0.0.0/8", "::ffff:10.0.0.0/100"} {
+		if err := n.SetPodCIDR(ctx, bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	for _, none := range []string{"", " ", ","} {
+		if err := n.SetPodCIDR(ctx, none); err != nil {
+			t.Errorf("%q: %v", none, err)
+		}
+	}
+	if err := n.SetPodCIDR(ctx, "10.55.3.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	n.open(t) // the range outlives the process
+	p := newPod(t)
+	if r := n.attach(t, p); len(r.IPs) != 1 || r.IPs[0].String() != "10.55.3.2" {
+		t.Error(r.IPs)
+	}
+	listen(t, old.NetNS, "tcp", ":80")
+	if got := dial(hostNS, "tcp", "10.88.0.2:80"); got != "10.88.0.1" {
+		t.Errorf("a pod of the former range lost its gateway: %s", got)
+	}
+	if got := dial(p.NetNS, "tcp", "10.88.0.2:80"); !strings.HasPrefix(got, "10.") {
+		t.Errorf("the ranges don't reach each other: %s", got)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	for _, c := range []Config{{Mode: "magic"}, {PodCIDRs: []string{"10.0.0.0"}}} {
+		c.CacheDir = t.TempDir()
+		if _, err := New(c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
