@@ -32,9 +32,10 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 	if same != nil {
 		return same, release, nil
 	}
+	hold := release // the named result is nil by the time an error is returned
 	defer func() {
 		if err != nil {
-			release()
+			hold()
 		}
 	}()
 	g, gctx := errgroup.WithContext(ctx)
