@@ -69,7 +69,7 @@ func start(t *testing.T, o testnode.Options) *fixture {
 func (f *fixture) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if f.ServerEnded() {
+	if f.ServerEnded(ctx) {
 		f.t.Errorf("the server has crashed; the end of its log:\n%s", f.LogTail())
 		if err := f.StartServer(ctx); err != nil {
 			f.t.Error(err)

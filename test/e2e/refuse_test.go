@@ -209,7 +209,7 @@ func TestIdempotent(t *testing.T) {
 func TestServerRefusesToStart(t *testing.T) {
 	f := start(t, testnode.Options{})
 	bad := filepath.Join(f.Dir, "bad.toml")
-	if err := os.WriteFile(bad, []byte("lisden = \"/x\"\n"), 0o644); err != nil {
+	if err := os.WriteFile(bad, []byte("listn = \"/x\"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	bin := filepath.Join(f.Repo, "bin", "cri-server")
@@ -218,11 +218,11 @@ func TestServerRefusesToStart(t *testing.T) {
 		cmd   *exec.Cmd
 		words []string
 	}{
-		"the same root and socket":        {f.ServerCommand(), []string{"use"}},
-		"the same root":                   {f.ServerCommand("--listen", "/run/other.sock", "--state", "/run/other"), []string{filepath.Join(f.Dir, "root"), "use"}},
-		"the same socket":                 {f.ServerCommand("--root", other, "--state", "/run/other2"), []string{f.Socket, "use"}},
+		"the same root and socket":        {f.ServerCommand(), []string{"another", "in use"}},
+		"the same root":                   {f.ServerCommand("--socket", "/run/other/cri.sock", "--state", "/run/other"), []string{filepath.Join(f.Dir, "root"), "another"}},
+		"the same socket":                 {f.ServerCommand("--root", other, "--state", "/run/other2"), []string{f.Socket, "another"}},
 		"a config file that is not there": {exec.Command(bin, "serve", "--config", "/no/such/config.toml"), []string{"/no/such/config.toml"}},
-		"an unknown option in the file":   {exec.Command(bin, "serve", "--config", bad), []string{bad, "lisden", "listen"}},
+		"an unknown option in the file":   {exec.Command(bin, "serve", "--config", bad), []string{bad, "listn"}},
 		"an unknown flag":                 {exec.Command(bin, "serve", "--no-such-flag"), []string{"no-such-flag"}},
 	} {
 		t.Run(name, func(t *testing.T) {

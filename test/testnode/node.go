@@ -261,11 +261,14 @@ func (n *Node) LogTail() string {
 func (n *Node) ServerPid() int { return n.server.Process.Pid }
 
 // ServerEnded says that the server is not running though nobody stopped it.
-func (n *Node) ServerEnded() bool {
+func (n *Node) ServerEnded(ctx context.Context) bool {
+	if _, err := n.Runtime.Version(ctx, &cri.VersionRequest{}); err == nil {
+		return false
+	}
 	select {
 	case <-n.exited:
 		return true
-	default:
+	case <-time.After(5 * time.Second): // a crashing process closes its socket before it has ended
 		return false
 	}
 }

@@ -85,6 +85,7 @@ func endDescendants(pid int, expected func(Process) bool) []string {
 		time.Sleep(50 * time.Millisecond) // there is no event for the end of processes that are not our children
 	}
 	var left []string
+	killed := map[int]bool{}
 	for range 100 {
 		living := 0
 		for _, p := range Descendants(pid) {
@@ -92,7 +93,8 @@ func endDescendants(pid int, expected func(Process) bool) []string {
 				continue
 			}
 			living++
-			if len(left) < 20 && unix.Kill(p.Pid, unix.SIGKILL) == nil {
+			if unix.Kill(p.Pid, unix.SIGKILL) == nil && !killed[p.Pid] {
+				killed[p.Pid] = true
 				left = append(left, p.String())
 			}
 		}
