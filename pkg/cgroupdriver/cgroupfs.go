@@ -115,13 +115,10 @@ func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxReso
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if d.marked(filepath.Join(d.primary(), filepath.Dir(path))) {
+	if d.marked(filepath.Join(d.primary(), filepath.Dir(path)), containerMark) {
 		return d.createSession(path, res)
 	}
 	cg := d.dirs(path)
-	if d.unified != "" && d.v2 {
-		d.enable(filepath.Dir(path))
-	}
 	var made []string
 	defer func() {
 		if err != nil {
@@ -131,17 +128,20 @@ func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxReso
 		}
 	}()
 	for _, dir := range all(cg) {
-		if err := mkdirs(dir, &made, d.v1[d.hierarchy["cpuset"]]); err != nil {
+		if err := d.mkdirs(dir, &made); err != nil {
 			return nil, err
 		}
 	}
+	if d.v2 {
+		d.enable(filepath.Dir(path)) // now that it has a child, nobody's Delete takes the parent away
+	}
 	primary := filepath.Join(d.primary(), path)
-	if !slices.Contains(made, primary) && !d.marked(primary) {
+	if !slices.Contains(made, primary) && !d.marked(primary, containerMark) {
 		if pids, err := procs(primary); err != nil || len(pids) > 0 {
 			return nil, fmt.Errorf("it exists already and has processes %v that cri-server did not put there: %w", pids, errdefs.ErrAlreadyExists)
 		}
 	}
-	d.mark(primary)
+	d.mark(primary, containerMark)
 	if err := d.limit(cg, res); err != nil {
 		return nil, err
 	}
@@ -172,18 +172,24 @@ func (d *cgroupfs) createSession(path string, res *specs.LinuxResources) (*engin
 	return cg, nil
 }
 
-// mkdirs makes dir and what is missing above it, and adds what it made to made. In the v1 cpuset hierarchy a new
-// cgroup has neither CPUs nor memory nodes and takes no process until it gets its parent's (cpuset(7)).
-func mkdirs(dir string, made *[]string, cpuset string) error {
-	// A sibling's rollback may remove the parent between our two steps.
+// mkdirs makes dir and what is missing above it, and adds what it made to made. What it makes above is marked for
+// Delete to take away with the last child: the kubelet makes and removes pods' cgroups, but on a hybrid layout not in
+// the unified hierarchy, and other clients make none. In the v1 cpuset hierarchy a new cgroup has neither CPUs nor
+// memory nodes and takes no process until it gets its parent's (cpuset(7)).
+func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
+	// A sibling's Delete or rollback may remove the parent between our two steps.
 	for try := 0; ; try++ {
 		err := unix.Mkdir(dir, 0o755)
 		if errors.Is(err, unix.EEXIST) {
 			return nil
 		}
 		if errors.Is(err, unix.ENOENT) && try < 8 {
-			if err := mkdirs(filepath.Dir(dir), made, cpuset); err != nil {
+			before := len(*made)
+			if err := d.mkdirs(filepath.Dir(dir), made); err != nil {
 				return err
+			}
+			for _, parent := range (*made)[before:] {
+				d.mark(parent, parentMark)
 			}
 			continue
 		}
@@ -191,24 +197,33 @@ func mkdirs(dir string, made *[]string, cpuset string) error {
 			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}
 		*made = append(*made, dir)
-		if cpuset != "" && strings.HasPrefix(dir, cpuset+"/") {
-			return inheritCpuset(dir)
+		if c := d.hierarchy["cpuset"]; c != "" && strings.HasPrefix(dir, d.v1[c]+"/") {
+			return inheritCpuset(dir, d.v1[c])
 		}
 		return nil
 	}
 }
 
-func inheritCpuset(dir string) error {
+// inheritCpuset fills what is empty, upwards first: a parent may have been made this moment by another Create that has
+// not come to fill it yet, and an empty one is of no use to its maker either.
+func inheritCpuset(dir, root string) error {
 	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if own, err := read(dir, f); err != nil || own != "" {
+		own, err := read(dir, f)
+		if err != nil {
+			return err
+		}
+		if own != "" {
+			continue
+		}
+		if dir == root {
+			return fmt.Errorf("%s of %s is empty, so nothing can run below it: %w", f, dir, errdefs.ErrFailedPrecondition)
+		}
+		if err := inheritCpuset(filepath.Dir(dir), root); err != nil {
 			return err
 		}
 		parent, err := read(filepath.Dir(dir), f)
 		if err != nil {
 			return err
-		}
-		if parent == "" {
-			return fmt.Errorf("%s of %s is empty, so nothing can run below it: %w", f, filepath.Dir(dir), errdefs.ErrFailedPrecondition)
 		}
 		if err := write(dir, f, parent); err != nil {
 			return err
@@ -257,7 +272,7 @@ func (d *cgroupfs) List() ([]string, error) {
 		if !e.IsDir() {
 			return nil
 		}
-		if p != root && d.marked(p) {
+		if p != root && d.marked(p, containerMark) {
 			paths = append(paths, strings.TrimPrefix(p, root))
 			return filepath.SkipDir
 		}
@@ -269,13 +284,19 @@ func (d *cgroupfs) List() ([]string, error) {
 	return paths, nil
 }
 
-// The attribute: trusted.* needs CAP_SYS_ADMIN in the first user namespace, user.* is there from Linux 5.7 on.
-var markNames = []string{"trusted.cri-server", "user.cri-server"}
+// The attributes that mark a container's cgroup and a parent that was made for one; the value is the owner.
+const (
+	containerMark = "cri-server"
+	parentMark    = "cri-server-parent"
+)
 
-func (d *cgroupfs) mark(dir string) {
+// markSpaces: trusted.* needs CAP_SYS_ADMIN in the first user namespace, user.* is there from Linux 5.7 on.
+var markSpaces = []string{"trusted.", "user."}
+
+func (d *cgroupfs) mark(dir, name string) {
 	var err error
-	for _, n := range markNames {
-		if err = unix.Setxattr(dir, n, []byte(d.owner), 0); err == nil {
+	for _, space := range markSpaces {
+		if err = unix.Setxattr(dir, space+name, []byte(d.owner), 0); err == nil {
 			return
 		}
 	}
@@ -284,10 +305,10 @@ func (d *cgroupfs) mark(dir string) {
 	})
 }
 
-func (d *cgroupfs) marked(dir string) bool {
+func (d *cgroupfs) marked(dir, name string) bool {
 	buf := make([]byte, 256)
-	for _, name := range markNames {
-		if n, err := unix.Getxattr(dir, name, buf); err == nil && string(buf[:n]) == d.owner {
+	for _, space := range markSpaces {
+		if n, err := unix.Getxattr(dir, space+name, buf); err == nil && string(buf[:n]) == d.owner {
 			return true
 		}
 	}

@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -178,6 +180,52 @@ func TestSessionIsKilledAlone(t *testing.T) {
 	if !errors.Is(err, errdefs.ErrNotImplemented) {
 		t.Errorf("limits for a session: %v", err)
 	}
+}
+
+func TestDeleteTakesWhatCreateMade(t *testing.T) {
+	d := driver(t)
+	foreign := filepath.Join(d.primary(), testns.CgroupParent())
+	if err := os.Mkdir(foreign, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	for _, id := range []string{"c1", "c2"} {
+		path, _ := d.Path(testns.CgroupParent()+"/a/b", id)
+		if _, err := d.Create(t.Context(), path, nil); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	for i, left := range []bool{true, false} {
+		if err := d.Delete(t.Context(), paths[i]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Load(testns.CgroupParent() + "/a"); (err == nil) != left {
+			t.Errorf("after %d deletions the parent is there: %v, want %v", i+1, err == nil, left)
+		}
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Errorf("a parent that others made is gone: %v", err)
+	}
+}
+
+func TestCreateAndDeleteInParallel(t *testing.T) {
+	d := driver(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 20 {
+				path, _ := d.Path(testns.CgroupParent()+"/a/b", "c"+strconv.Itoa(i))
+				if _, err := d.Create(t.Context(), path, nil); err != nil {
+					t.Error(err)
+				}
+				if err := d.Delete(t.Context(), path); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // churn keeps forking: twenty shells, each with one short child after the other.

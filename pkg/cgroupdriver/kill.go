@@ -184,6 +184,11 @@ func (d *cgroupfs) Delete(ctx context.Context, path string) error {
 		if err := d.remove(ctx, path, root); err != nil {
 			return fmt.Errorf("delete cgroup %s: %w", path, err)
 		}
+		for dir := filepath.Dir(root); d.marked(dir, parentMark); dir = filepath.Dir(dir) {
+			if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+				break // another child is there
+			}
+		}
 	}
 	return nil
 }

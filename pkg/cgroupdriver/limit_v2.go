@@ -43,10 +43,6 @@ func (d *cgroupfs) enable(parent string) {
 	for _, part := range append([]string{""}, strings.Split(strings.Trim(parent, "/"), "/")...) {
 		if part != "" {
 			dir += "/" + part
-			var made []string
-			if mkdirs(dir, &made, "") != nil {
-				return // Create says why
-			}
 		}
 		for _, c := range missing(dir) {
 			_ = write(dir, "cgroup.subtree_control", "+"+c) // one by one: one that fails takes the others with it
