@@ -1,11 +1,13 @@
 package enginetest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,6 +30,8 @@ var execTests = []test{
 	{"exec/only fds 0 to 2", []Feature{CloseFds}, execFds},
 	{"exec/seccomp", nil, execSeccomp},
 	{"exec/in a shared pid namespace", nil, execSharedPids},
+	{"exec/without stdio", nil, execNoStdio},
+	{"exec/cancelled", nil, execCancelled},
 }
 
 // session is one exec with its output.
@@ -259,4 +263,43 @@ func execSharedPids(t *testing.T, s *suite) {
 	b := s.live(t, "", namespace(specs.PIDNamespace, nsPath(first.pid(), "pid")))
 	x := b.exec("exit 17")
 	equal(t, "exit code", x.code(t), 17)
+}
+
+func execNoStdio(t *testing.T, s *suite) {
+	b := s.live(t, "")
+	p, err := b.c.Exec(b.ctx(), &engine.ExecConfig{Process: &specs.Process{
+		Args: []string{"/bin/sh", "-c", "readlink /proc/$$/fd/2 > /tmp/fds; exit 12"}, Env: []string{"PATH=/bin"}, Cwd: "/",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := p.Child().Wait(b.ctx())
+	if err != nil || st.Code() != 12 {
+		t.Errorf("exit code %d %v", st.Code(), err)
+	}
+	equal(t, "stderr", read(t, b.dir+"/upper/tmp/fds"), "/dev/null")
+}
+
+// execCancelled: either there is a process or nothing is left.
+func execCancelled(t *testing.T, s *suite) {
+	b := s.live(t, "")
+	dir := cgroupDirs(t, b.cgroup())[0]
+	before := len(pidsIn(dir))
+	for _, after := range []time.Duration{0, 200 * time.Microsecond, time.Millisecond, 3 * time.Millisecond, 8 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(context.Background(), after)
+		p, err := b.c.Exec(ctx, &engine.ExecConfig{Process: &specs.Process{Args: []string{"/bin/sleep", "1000"}, Cwd: "/"}})
+		cancel()
+		if err != nil {
+			continue
+		}
+		sent := p.Signal(unix.SIGKILL)
+		st, err := p.Child().Wait(b.ctx())
+		if err != nil || sent != nil {
+			t.Errorf("signal: %v; exit code %d %v", sent, st.Code(), err)
+		}
+	}
+	if !eventually(func() bool { return len(pidsIn(dir)) == before }) {
+		t.Errorf("left: %v", pidsIn(dir))
+	}
+	equal(t, "the next exec", b.run("echo fine"), "fine")
 }

@@ -18,7 +18,7 @@ var failureTests = []test{
 	{"failure/cancelled before", nil, cancelledBefore},
 	{"failure/cancelled in the middle", nil, cancelledInTheMiddle},
 	{"failure/stdio with a terminal", nil, stdioWithTerminal},
-	{"failure/layer is a file", nil, badLayer},
+	{"failure/bad layer", nil, badLayer},
 }
 
 // badSpecs: each is refused with an error that says what is wrong, and nothing stays behind.
@@ -114,10 +114,12 @@ func stdioWithTerminal(t *testing.T, s *suite) {
 }
 
 func badLayer(t *testing.T, s *suite) {
-	b := s.box(t, s.spec("true"))
-	b.cfg.Rootfs.Lower = []string{filepath.Join(s.layer, "data/file")}
-	if err := b.tryCreate(b.ctx()); err == nil {
-		t.Error("create succeeded")
+	for name, path := range map[string]string{"missing": filepath.Join(s.base, "nosuch"), "a file": filepath.Join(s.layer, "data/file")} {
+		b := s.box(t, s.spec("true"))
+		b.cfg.Rootfs.Lower = []string{path}
+		if err := b.tryCreate(b.ctx()); err == nil {
+			t.Errorf("%s: create succeeded", name)
+		}
+		b.leavesNothing()
 	}
-	b.leavesNothing()
 }

@@ -92,7 +92,7 @@ func Run(t *testing.T, open func(t *testing.T) engine.Engine, caps Caps) {
 	before := take(t)
 	t.Run("parallel", func(t *testing.T) {
 		for _, list := range [][]test{
-			lifeTests, killTests, namespaceTests, mountTests, bindTests, propagationTests, pathTests, deviceTests,
+			lifeTests, killTests, namespaceTests, mountTests, bindTests, linkTests, propagationTests, pathTests, deviceTests,
 			processTests, limitTests, privilegeTests, hookTests, stdioTests, ttyTests, execTests, failureTests, usernsTests, cgroupTests,
 		} {
 			for _, x := range list {

@@ -86,6 +86,9 @@ func (e *Engine) check(cfg *engine.Config) error {
 }
 
 func (c *container) create(ctx context.Context, cfg *engine.Config) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if err := c.writeBundle(cfg); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
@@ -108,6 +111,21 @@ func (c *container) create(ctx context.Context, cfg *engine.Config) error {
 // mount mounts the root on rootfs/, id-mapped for the user namespace that the container joins: the layers are shared
 // between pods, so their owners on disk can't be the container's, and runtimes leave the root as it is.
 func (c *container) mount(cfg *engine.Config) error {
+	if err := c.mountRoot(cfg); err != nil {
+		return err
+	}
+	// runc 1.1.5 makes the links of /dev (ptmx, fd, …) by path before it has changed its root, so a link in place of
+	// /dev would lead it to a directory of the host. The same goes for whatever else is set up by path.
+	for _, name := range []string{"dev", "proc", "sys"} {
+		st, err := os.Lstat(filepath.Join(c.rootfs(), name))
+		if err == nil && st.Mode()&os.ModeSymlink != 0 {
+			return fmt.Errorf("/%s is a symbolic link in the image: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func (c *container) mountRoot(cfg *engine.Config) error {
 	path, rootUID, rootGID, err := userNamespace(cfg.Spec.Linux)
 	if err != nil {
 		return err

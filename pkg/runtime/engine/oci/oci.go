@@ -37,6 +37,7 @@ const (
 	killTimeout    = 30 * time.Second
 	deleteTimeout  = time.Minute
 	consoleTimeout = 10 * time.Second // for a terminal that the runtime promised by exiting with 0
+	cancelGrace    = 5 * time.Second  // for an exec to end by itself after its context did
 	lostTimeout    = time.Second      // for the exit of a process that is gone to become known
 	deathTimeout   = 10 * time.Second // from SIGKILL to the reaped process
 )

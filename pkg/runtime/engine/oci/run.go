@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -77,6 +78,9 @@ func (c *container) exec(ctx context.Context, x *engine.ExecConfig) (*process, e
 	if err := knownCapabilities(x.Process.Capabilities); err != nil {
 		return nil, err
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := c.engine.lacking(c.engine.features.process(x.Process)); err != nil {
 		return nil, err
 	}
@@ -89,7 +93,11 @@ func (c *container) exec(ctx context.Context, x *engine.ExecConfig) (*process, e
 		return nil, err
 	}
 	defer os.Remove(base)
-	p, err := c.spawn(ctx, spawn{
+	// A runtime killed in the middle leaves a process that nobody knows. It gets a while to end by itself, and then
+	// the process can be killed.
+	patient, cancel := outlive(ctx, cancelGrace)
+	defer cancel()
+	p, err := c.spawn(patient, spawn{
 		args:    []string{"exec", "--detach", "--pid-file", base + ".pid", "--process", base},
 		pidFile: base + ".pid", timeout: execTimeout, process: x.Process,
 		stdin: x.Stdin, stdout: x.Stdout, stderr: x.Stderr,
@@ -97,11 +105,32 @@ func (c *container) exec(ctx context.Context, x *engine.ExecConfig) (*process, e
 	if err != nil {
 		return nil, err
 	}
-	if err := adjust(p, x.Process); err != nil {
-		p.kill()
+	if err = ctx.Err(); err == nil {
+		err = adjust(p, x.Process)
+	}
+	if err != nil {
+		if p.terminal != nil {
+			p.terminal.Close()
+		}
+		_ = p.Signal(unix.SIGKILL)
+		_ = p.wait(context.WithoutCancel(ctx)) // it is dead or as good as
+		p.close()
 		return nil, err
 	}
 	return p, nil
+}
+
+// outlive returns a context that ends some time after ctx does.
+func outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-longer.Done():
+		case <-time.After(grace):
+			cancel()
+		}
+	})
+	return longer, func() { stop(); cancel() }
 }
 
 // adjust sets what runtimes don't take from the process of an exec: runc uses the container's oomScoreAdj, crun none.

@@ -46,6 +46,11 @@ func (c *container) spawn(ctx context.Context, s spawn) (*process, error) {
 	}
 	in.args = append(in.args, c.id)
 	if err := c.engine.run(ctx, in); err != nil {
+		if pid, none := readPid(s.pidFile); none == nil { // it failed, or was killed, after the fork
+			if p, none := adopt(c.engine.reaper, pid); none == nil {
+				p.kill()
+			}
+		}
 		return nil, err
 	}
 	pid, err := readPid(s.pidFile)
