@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,8 +22,8 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
-// theReaper owns wait(2) in this test process.
-var theReaper = reaper.New()
+// theReaper owns wait(2) in this test process; not in the one around it, which waits for this one.
+var theReaper = sync.OnceValue(reaper.New)
 
 func TestMain(m *testing.M) { testns.Main(m) }
 
@@ -38,7 +39,7 @@ type node struct {
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	return newNodeWith(t, func(*OCIRuntime) (engine.Engine, error) { return forkEngine{theReaper}, nil })
+	return newNodeWith(t, func(*OCIRuntime) (engine.Engine, error) { return forkEngine{theReaper()}, nil })
 }
 
 func newNodeWith(t testing.TB, eng func(*OCIRuntime) (engine.Engine, error)) *node {
