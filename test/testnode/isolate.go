@@ -18,19 +18,20 @@ const inside = "CRI_SERVER_TESTNODE"
 
 // Isolate runs the calling program again in a new mount and network namespace and exits with its status; in that second
 // run it prepares the namespaces and returns. When the second run has ended, what it left on the machine is printed,
-// and taken down as far as possible, and makes the exit status 1.
-func Isolate() error {
+// and taken down as far as possible, and makes the exit status 1. When nothing is left and the run succeeded, clean, if not
+// nil, is told how many things were compared.
+func Isolate(clean func(compared int)) error {
 	if os.Getenv(inside) != "" {
 		return Prepare()
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("test node: needs root")
 	}
-	os.Exit(outer())
+	os.Exit(outer(clean))
 	return nil
 }
 
-func outer() int {
+func outer(clean func(int)) int {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "test node: subreaper:", err)
 		return 1
@@ -59,6 +60,9 @@ func outer() int {
 	if len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "LEAK: left on the machine:\n\t"+strings.Join(left, "\n\t"))
 		return max(code, 1)
+	}
+	if code == 0 && clean != nil {
+		clean(len(before))
 	}
 	return code
 }

@@ -33,7 +33,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: testnode [flags] PROGRAM [ARG...]")
 		os.Exit(2)
 	}
-	if err := testnode.Isolate(); err != nil {
+	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
