@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +39,9 @@ func (r Rootfs) Open(o Options) (*os.File, error) {
 
 func (r Rootfs) open(o Options) (int, error) {
 	if dir := r.single(); dir != "" {
+		if o.Label != "" { // a mount of an existing file system keeps its files' labels
+			return -1, fmt.Errorf("SELinux label on the directory %s: %w", dir, errdefs.ErrNotImplemented)
+		}
 		fd, err := clone(unix.AT_FDCWD, dir, 0, o)
 		if err != nil {
 			return -1, err

@@ -102,20 +102,19 @@ func (b *builder) outside() error {
 	if err := b.stub.setOOMScoreAdj(b.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
-	if !b.ns.own(unix.CLONE_NEWUSER) {
-		return nil
-	}
 	c := b.config
 	if err := ownPipes(b.ids, b.spec.Process.User.UID, c.Stdin, c.Stdout, c.Stderr); err != nil {
 		return err
+	}
+	if !b.ns.own(unix.CLONE_NEWUSER) {
+		return nil
 	}
 	var err error
 	b.userNS, err = b.stub.userNS()
 	return err
 }
 
-// ownPipes gives pipes to the process's user, who couldn't open /dev/stdout again while they belong to somebody that
-// its user namespace doesn't know.
+// ownPipes gives pipes to the process's user, who else couldn't open /dev/stdout again.
 func ownPipes(ids idMap, user uint32, files ...*os.File) error {
 	uid, err := ids.uid(user)
 	if err != nil {
@@ -214,7 +213,7 @@ func (b *builder) attachRoot() error {
 }
 
 func (b *builder) rootDir() string {
-	if b.spec.Hooks != nil {
+	if hasHooks(b.spec) {
 		return filepath.Join(b.config.Dir, bundleRoot)
 	}
 	return b.config.Dir

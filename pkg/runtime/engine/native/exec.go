@@ -194,10 +194,8 @@ func (s *session) outside() error {
 	if err := s.stub.setOOMScoreAdj(adj); err != nil {
 		return err
 	}
-	if s.c.joins&unix.CLONE_NEWUSER != 0 {
-		if err := ownPipes(s.c.ids, p.User.UID, s.config.Stdin, s.config.Stdout, s.config.Stderr); err != nil {
-			return err
-		}
+	if err := ownPipes(s.c.ids, p.User.UID, s.config.Stdin, s.config.Stdout, s.config.Stderr); err != nil {
+		return err
 	}
 	if err := setAffinity(s.stub.child.Pid(), s.affinity().Final); err != nil {
 		return fmt.Errorf("execCPUAffinity.final: %w", err)

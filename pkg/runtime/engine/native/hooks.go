@@ -37,9 +37,14 @@ func hooks(spec *specs.Spec) specs.Hooks {
 	return *spec.Hooks
 }
 
+func hasHooks(spec *specs.Spec) bool {
+	h := hooks(spec)
+	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 //nolint:staticcheck // prestart is deprecated, not gone
+}
+
 // makeBundle writes the bundle, for a spec with hooks.
 func makeBundle(dir string, spec *specs.Spec) error {
-	if spec.Hooks == nil {
+	if !hasHooks(spec) {
 		return nil
 	}
 	copied := *spec
@@ -60,7 +65,7 @@ func makeBundle(dir string, spec *specs.Spec) error {
 }
 
 func removeBundle(dir string, spec *specs.Spec) error {
-	if spec.Hooks == nil {
+	if !hasHooks(spec) {
 		return nil
 	}
 	var errs []error

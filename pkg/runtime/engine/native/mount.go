@@ -298,6 +298,10 @@ func (b *builder) target(dest string, dir bool, mount int) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("mount point: %w", classify(err))
 	}
+	if isdir, err := isDir(t); err != nil || isdir != dir {
+		unix.Close(t)
+		return -1, fmt.Errorf("mount point: %w", errors.Join(err, invalid("a directory and a file can't be mounted over each other")))
+	}
 	if isFS(t, unix.PROC_SUPER_MAGIC) && !overProc[dest] && !(dest == "/proc" && isFS(mount, unix.PROC_SUPER_MAGIC)) {
 		unix.Close(t)
 		return -1, fmt.Errorf("the mount point is inside of proc: %w", errdefs.ErrPermissionDenied)

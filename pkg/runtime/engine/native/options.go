@@ -38,7 +38,7 @@ func (a attrChange) empty() bool { return a.set|a.clear == 0 }
 
 // with adds one option's change; a later option wins.
 func (a attrChange) with(o attrChange) attrChange {
-	return attrChange{set: a.set&^o.clear | o.set, clear: a.clear | o.clear&^o.set | o.clear&unix.MOUNT_ATTR__ATIME}
+	return attrChange{set: a.set&^o.clear | o.set, clear: (a.clear | o.clear) &^ (o.set &^ atime)}
 }
 
 // apply makes the change on the mount behind fd, and below it.
