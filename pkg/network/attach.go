@@ -180,6 +180,9 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 }
 
 func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns string) error {
+	if ns == "" && netns.Check(a.NetNS) == nil {
+		ns = a.NetNS
+	}
 	n.verbs.RLock()
 	defer n.verbs.RUnlock()
 	list, err := libcni.NetworkConfFromBytes(a.Config)

@@ -67,6 +67,7 @@ type CNI struct {
 	mu       sync.Mutex
 	podCIDRs []netip.Prefix  // as told by SetPodCIDR, else Config's in ModeEmbedded
 	told     bool            // SetPodCIDR was called
+	builtin  *confList       // of ModeEmbedded and podCIDRs, once it is needed
 	active   map[string]bool // pods attached, or being attached, by this process
 }
 
@@ -149,7 +150,14 @@ func (n *CNI) list() (*confList, error) {
 	if n.cfg.Mode == ModeEmbedded {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		return builtin(n.cfg, n.podCIDRs)
+		if n.builtin == nil {
+			l, err := builtin(n.cfg, n.podCIDRs)
+			if err != nil {
+				return nil, err
+			}
+			n.builtin = l
+		}
+		return n.builtin, nil
 	}
 	return n.conf.current()
 }
@@ -176,7 +184,7 @@ func (n *CNI) SetPodCIDR(_ context.Context, cidr string) error {
 	if err := renameio.WriteFile(n.cidrFile(), []byte(strings.Join(text, ",")+"\n"), 0o600); err != nil {
 		return fmt.Errorf("pod range: %w", err)
 	}
-	n.podCIDRs, n.told = cidrs, true
+	n.podCIDRs, n.told, n.builtin = cidrs, true, nil
 	return nil
 }
 

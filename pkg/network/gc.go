@@ -35,14 +35,14 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 		errs = append(errs, fmt.Errorf("cached results: %w", err))
 	}
 	valid := []types.GCAttachment{}
-	networks := map[string]string{} // host-local's directories of networks that were in use → "" or the network
+	dirs := map[string]bool{} // host-local's, of the networks that are or were in use
 	for _, a := range cached {
-		n.leaseDirs(a.Config, networks)
+		n.leaseDirs(a.Config, dirs)
 		if keep(a.ContainerID) {
 			valid = append(valid, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 			continue
 		}
-		if err := n.detachCached(ctx, a, n.namespace(a.NetNS)); err != nil {
+		if err := n.detachCached(ctx, a, ""); err != nil {
 			errs = append(errs, fmt.Errorf("detach %s from network %s: %w", a.ContainerID, a.Network, err))
 		}
 	}
@@ -50,11 +50,11 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 		valid = append(valid, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
 	if list, err := n.list(); err == nil {
-		n.leaseDirs(list.Bytes, networks)
+		n.leaseDirs(list.Bytes, dirs)
 		errs = append(errs, n.gcVerb(ctx, list, valid))
 	}
 	if n.plugins != nil {
-		for dir := range networks {
+		for dir := range dirs {
 			errs = append(errs, hostlocal.GC(ctx, dir, func(id, _ string) bool { return keep(id) }))
 		}
 		errs = append(errs, n.plugins.GCNAT(keep))
@@ -64,14 +64,6 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 		return fmt.Errorf("network garbage: %w", err)
 	}
 	return nil
-}
-
-// namespace is path, or "" where nothing is there any more.
-func (n *CNI) namespace(path string) string {
-	if netns.Check(path) != nil {
-		return ""
-	}
-	return path
 }
 
 // Bounds on CNI's GC verb: how long it waits for attachments under way, and how long others then wait for it.
@@ -112,7 +104,7 @@ func (n *CNI) gcVerb(ctx context.Context, list *confList, valid []types.GCAttach
 }
 
 // leaseDirs adds the host-local stores of a configuration whose plugins run in process.
-func (n *CNI) leaseDirs(config []byte, dirs map[string]string) {
+func (n *CNI) leaseDirs(config []byte, dirs map[string]bool) {
 	if n.plugins == nil {
 		return
 	}
@@ -129,7 +121,7 @@ func (n *CNI) leaseDirs(config []byte, dirs map[string]string) {
 			continue
 		}
 		if c, err := hostlocal.Parse(one.Bytes, "", n.cfg.StateDir); err == nil {
-			dirs[c.Dir] = list.Name
+			dirs[c.Dir] = true
 		}
 	}
 }

@@ -245,18 +245,18 @@ func (conf *bridgeConf) gateways(r *current.Result, addrs []netip.Prefix) []neti
 		if ip.Gateway == nil && conf.IsGateway {
 			ip.Gateway = addrs[i].Masked().Addr().Next().AsSlice()
 		}
-		any := net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+		everywhere := net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 		if v4 {
-			any = net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+			everywhere = net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
 		}
 		if conf.IsDefaultGateway && !defaults[v4] {
 			defaults[v4] = true
 			found := false
 			for _, route := range r.Routes {
-				found = found || route.GW != nil && route.Dst.String() == any.String()
+				found = found || route.GW != nil && route.Dst.String() == everywhere.String()
 			}
 			if !found {
-				r.Routes = append(r.Routes, &types.Route{Dst: any, GW: ip.Gateway})
+				r.Routes = append(r.Routes, &types.Route{Dst: everywhere, GW: ip.Gateway})
 			}
 		}
 		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok && conf.IsGateway {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// known serialises what is made once for all pods: bridges and their addresses.
-type known struct{ mu sync.Mutex }
+// shared serialises what is made once for all pods: bridges and their addresses.
+type shared struct{ mu sync.Mutex }
 
 // ensureBridge makes the bridge, or takes the one that is there.
 func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Link, error) {
@@ -26,8 +26,8 @@ func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Lin
 	if err != nil && !notFound(err) {
 		return nil, err
 	}
-	p.once.mu.Lock()
-	defer p.once.mu.Unlock()
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = conf.Bridge, conf.MTU
 	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -58,8 +58,8 @@ func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Lin
 
 // ensureAddr gives the bridge a gateway address and lets the host forward. The common case, it is there, is one request.
 func (p *Plugins) ensureAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
-	p.once.mu.Lock()
-	defer p.once.mu.Unlock()
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
 	ipn := net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())}
 	addr := &netlink.Addr{IPNet: &ipn}
 	if gw.Addr().Is6() {

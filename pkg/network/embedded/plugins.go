@@ -37,7 +37,7 @@ type Plugins struct {
 
 	nat    *nat.Table
 	reaper *reaper
-	once   known
+	shared shared
 	flows  flows
 }
 

@@ -1,0 +1,222 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+)
+
+// bridgeWith is a bridge configuration with further keys.
+func bridgeWith(keys, subnet string) string {
+	return fmt.Sprintf(`{"type":"bridge","bridge":"cni0",%s"ipam":{"type":"host-local","ranges":[[{"subnet":%q}]],"routes":[]}}`, keys, subnet)
+}
+
+func TestBridgeAddresses(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "10.77.0.0/24"))
+	n.attach(t, newPod(t))
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "10.78.0.0/24"))
+	_, err := n.Attach(context.Background(), newPod(t))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "10.77.0.1/24") {
+		t.Errorf("another subnet: %v", err)
+	}
+	if s := run(t, "ip", "-o", "-4", "addr", "show", "cni0"); strings.Contains(s, "10.78") || !strings.Contains(s, "10.77.0.1/24") {
+		t.Error(s)
+	}
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"forceAddress":true,`, "10.78.0.0/24"))
+	n.attach(t, newPod(t))
+	if s := run(t, "ip", "-o", "-4", "addr", "show", "cni0"); strings.Contains(s, "10.77") || !strings.Contains(s, "10.78.0.1/24") {
+		t.Error(s)
+	}
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "fd77::/64"))
+	n.attach(t, newPod(t)) // beside IPv4
+}
+
+func TestBridgeExhausted(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"ipMasq":true,`, "10.77.0.0/30"))
+	n.attach(t, newPod(t))
+	p := newPod(t)
+	if _, err := n.Attach(context.Background(), p); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), n.cfg.StateDir) {
+		t.Errorf("no address left: %v", err)
+	}
+	if s := inNS(t, p.NetNS, "ip", "-o", "-4", "addr"); strings.Contains(s, "eth0") {
+		t.Error(s)
+	}
+}
+
+func TestNotABridge(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	run(t, "ip", "link", "add", "cni0", "type", "veth", "peer", "name", "cni0peer")
+	t.Cleanup(func() { run(t, "ip", "link", "del", "cni0") })
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(``, "10.77.0.0/24"))
+	if _, err := n.Attach(context.Background(), newPod(t)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "not a bridge but a veth") {
+		t.Error(err)
+	}
+}
+
+func TestBridgeOptions(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"promiscMode":true,"portIsolation":true,"mtu":1280,"unknownKey":1,"args":{"cni":{"mac":"02:00:00:00:00:77"}},`, "10.77.0.0/24"))
+	p := newPod(t)
+	r := n.attach(t, p)
+	if s := run(t, "ip", "-d", "link", "show", "cni0"); !strings.Contains(s, "PROMISC") {
+		t.Error(s)
+	}
+	if s := run(t, "ip", "-d", "link", "show", r.HostInterface); !strings.Contains(s, "isolated on") || !strings.Contains(s, "mtu 1280") {
+		t.Error(s)
+	}
+	if s := inNS(t, p.NetNS, "ip", "link", "show", "eth0"); !strings.Contains(s, "02:00:00:00:00:77") || !strings.Contains(s, "mtu 1280") {
+		t.Error(s)
+	}
+	if s := run(t, "ip", "-o", "-4", "addr", "show", "cni0"); s != "" {
+		t.Errorf("the bridge has an address without isGateway: %s", s)
+	}
+	for key, keys := range map[string]string{
+		"hairpinMode": `"hairpinMode":true,"promiscMode":true,`, "disableContainerInterface": `"disableContainerInterface":true,`,
+		"mtu": `"mtu":-1,`, "hardware address": `"args":{"cni":{"mac":"x"}},`,
+	} {
+		n.conf(t, "10.conflist", "1.0.0", bridgeWith(keys, "10.77.0.0/24"))
+		if _, err := n.Attach(context.Background(), newPod(t)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
+func TestDuplicateAddressDetection(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"enabledad":true,`, "fd77::/64"))
+	p := newPod(t)
+	n.attach(t, p)
+	if s := inNS(t, p.NetNS, "ip", "-6", "addr", "show", "dev", "eth0"); strings.Contains(s, "tentative") || !strings.Contains(s, "fd77::2/64") {
+		t.Error(s)
+	}
+}
+
+// TestCheck runs CNI's CHECK, which kubelet never asks for but tools do.
+func TestCheck(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgePlugin, `{"type":"portmap","capabilities":{"portMappings":true}}`, `{"type":"loopback"}`)
+	p := newPod(t)
+	p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 81, ContainerPort: 80}}
+	n.attach(t, p)
+	check := func() error {
+		list, err := n.list()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rt, err := n.runtimeConf(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.lib.CheckNetworkList(context.Background(), list.NetworkConfigList, rt)
+	}
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+	for _, broken := range []struct{ want, ns, command, repair string }{
+		{"host port", "", "nft delete element inet cri_pods hostport4 { tcp . 81 }", ""},
+		{"lo is down", p.NetNS, "ip link set lo down", "ip link set lo up"},
+		{"lacks the address", p.NetNS, "ip addr flush dev eth0", ""},
+	} {
+		if broken.ns == "" {
+			run(t, "sh", "-c", "set -f; "+broken.command)
+		} else {
+			inNS(t, broken.ns, strings.Fields(broken.command)...)
+		}
+		if err := check(); err == nil || !strings.Contains(err.Error(), broken.want) && broken.want != "lo is down" {
+			t.Errorf("%s: %v", broken.want, err)
+		}
+		if broken.repair != "" {
+			inNS(t, broken.ns, strings.Fields(broken.repair)...)
+		}
+	}
+	if _, err := n.lib.GetVersionInfo(context.Background(), "bridge"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPersistentNamespace: a namespace that outlives its attachment loses the link within moments.
+func TestPersistentNamespace(t *testing.T) {
+	n := newNode(t, ModeEmbedded)
+	p := newPod(t)
+	n.attach(t, p)
+	n.detach(t, p)
+	eventually(t, "the link is deleted", func() bool {
+		return exec.Command("nsenter", "--net="+p.NetNS, "ip", "link", "show", "eth0").Run() != nil
+	})
+	inUse := newPod(t)
+	inNS(t, inUse.NetNS, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+	if _, err := n.Attach(context.Background(), inUse); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("eth0 is there: %v", err)
+	}
+}
+
+// TestUserNamespace attaches a namespace that belongs to a user namespace, as that of a pod with user namespaces does.
+func TestUserNamespace(t *testing.T) {
+	n := newNode(t, ModeEmbedded)
+	c := exec.Command("sleep", "1000")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}}, GidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}}}
+	if err := c.Start(); err != nil {
+		t.Skipf("no user namespaces: %v", err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	p := newPod(t)
+	if err := netns.Remove(p.NetNS); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netns.PinPID("/run/netns", filepath.Base(p.NetNS), c.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	r := n.attach(t, p)
+	listen(t, p.NetNS, "tcp", ":80")
+	if got := dial(hostNS, "tcp", r.IPs[0].String()+":80"); got != "10.88.0.1" {
+		t.Error(got)
+	}
+	n.detach(t, p)
+	_ = c.Process.Kill()
+}
+
+// TestCrashes: what a crash at any moment of Attach leaves is gone after the Detach of the next process.
+func TestCrashes(t *testing.T) {
+	for name, lose := range map[string]func(n *node, p Pod){
+		"result not written": func(n *node, _ Pod) { _ = os.RemoveAll(n.cfg.CacheDir + "/results") },
+		"result half written": func(n *node, p Pod) {
+			_ = os.WriteFile(n.cfg.CacheDir+"/results/cri-"+p.ID+"-eth0", []byte(`{"kind":"cniCac`), 0o600)
+		},
+		"namespace gone":       func(_ *node, p Pod) { _ = netns.Remove(p.NetNS) },
+		"ruleset flushed":      func(*node, Pod) { _ = exec.Command("nft", "flush", "ruleset").Run() },
+		"lease gone":           func(n *node, _ Pod) { _ = os.RemoveAll(n.cfg.StateDir) },
+		"bridge deleted":       func(*node, Pod) { _ = exec.Command("ip", "link", "del", "cri0").Run() },
+		"everything as it was": func(*node, Pod) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ModeEmbedded)
+			p := newPod(t)
+			p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 81, ContainerPort: 80}}
+			if _, err := n.Attach(context.Background(), p); err != nil {
+				t.Fatal(err)
+			}
+			lose(n, p)
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+			n.open(t)
+			n.detach(t, p)
+			n.detach(t, p)
+			q := newPod(t)
+			q.PortMappings = p.PortMappings
+			n.attach(t, q)
+		})
+	}
+}
