@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,7 +29,7 @@ import (
 // New opens the stores, finds or starts cri-monitor, and brings the records and what is there together. The caller holds
 // the locks on cfg.Root and cfg.State. version is the server's own, a semantic version.
 func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (_ *Server, err error) {
-	s := &Server{cfg: cfg, log: log, version: version, started: time.Now()}
+	s := &Server{cfg: cfg, log: log, version: strings.TrimPrefix(version, "v"), started: time.Now()}
 	var undo []func() error
 	defer func() {
 		for _, f := range slices.Backward(undo) {
@@ -39,6 +40,10 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}()
 	if s.host, err = spec.ProbeHost(); err != nil {
 		return nil, fmt.Errorf("probe the host: %w", err)
+	}
+	s.host.Defaults = spec.Defaults{
+		NoFileSoft: cfg.NofileSoft, NoFileHard: cfg.NofileHard, UnprivilegedPorts: cfg.EnableUnprivilegedPorts,
+		UnprivilegedICMP: cfg.EnableUnprivilegedICMP, SeccompProfile: cfg.SeccompDefaultProfile, CDIDirs: cfg.CDIDirs,
 	}
 	if s.handlers, err = handlers(cfg); err != nil {
 		return nil, err
@@ -86,7 +91,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 func handlers(cfg *config.Config) (*handler.Table, error) {
 	var list []handler.Handler
 	for name, r := range cfg.Runtimes {
-		h := handler.Handler{Name: name}
+		h := handler.Handler{Name: name, Configured: r.Features}
 		if r.Engine == "oci" {
 			root := r.Root
 			if root == "" {
@@ -110,6 +115,9 @@ func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
 		path = filepath.Join(filepath.Dir(self), "cri-monitor")
 	}
 	dir := filepath.Join(s.cfg.State, "monitor")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
 	c, err := monitor.Launch(ctx, monitor.LaunchConfig{
 		Path: path, Socket: filepath.Join(dir, "monitor.sock"), StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
 	})

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/handler"
 )
 
 // RuntimeName is what kubelet puts before container ids and shows as the node's runtime.
@@ -33,9 +35,11 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		if err != nil {
 			return nil, err
 		}
-		// What an OCI runtime can do is its own matter; it is asked when a container needs it.
+		f := h.Features(handler.Features{
+			RecursiveReadOnly: s.host.RecursiveReadOnly, UserNamespaces: s.host.UserNamespaces && s.host.IDMappedMounts,
+		})
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: s.host.RecursiveReadOnly, UserNamespaces: h.OCI == nil && s.host.UserNamespaces && s.host.IDMappedMounts,
+			RecursiveReadOnlyMounts: f.RecursiveReadOnly, UserNamespaces: f.UserNamespaces,
 		}})
 	}
 	if !r.GetVerbose() {

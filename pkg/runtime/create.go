@@ -144,11 +144,15 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 			return err
 		}
 	}
+	op.Stage("cgroup")
+	g, err := c.cfg.Cgroups.Create(ctx, ctr.CgroupPath, sp.Linux.Resources)
+	if err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
 	if h.OCI == nil {
-		op.Stage("cgroup")
-		if req.Cgroup, err = c.cfg.Cgroups.Create(ctx, ctr.CgroupPath, sp.Linux.Resources); err != nil {
-			return fmt.Errorf("cgroup: %w", err)
-		}
+		req.Cgroup = g
+	} else {
+		req.OOM = g // an OCI runtime takes an empty cgroup that is there as its own
 	}
 	op.Stage("create")
 	st, err := c.cfg.Monitor.Create(ctx, req)

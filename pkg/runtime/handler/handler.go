@@ -16,6 +16,8 @@ type Handler struct {
 	// Name is what the CRI calls it; "" is the default handler.
 	Name string
 	OCI  *monitor.OCIRuntime
+	// Configured are the features that the configuration names; see Features.
+	Configured []string
 }
 
 // Table holds the handlers of this node. It always has the default handler "".

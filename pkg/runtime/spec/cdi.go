@@ -35,7 +35,7 @@ func setCDI(in *Input, s *specs.Spec) error {
 	}
 	inject := in.CDI
 	if inject == nil {
-		inject = InjectCDI
+		inject = func(s *specs.Spec, names []string) error { return InjectCDI(s, names, in.Host.Defaults.CDIDirs...) }
 	}
 	if err := inject(s, all); err != nil {
 		return fmt.Errorf("devices %v: %w", all, err)
@@ -43,10 +43,14 @@ func setCDI(in *Input, s *specs.Spec) error {
 	return nil
 }
 
-// InjectCDI applies the named devices' edits as the CDI specs in /etc/cdi and /var/run/cdi say, read anew: devices are
-// rare and their specs change at any time.
-func InjectCDI(s *specs.Spec, names []string) error {
-	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false))
+// InjectCDI applies the named devices' edits as the CDI specs in dirs (none: /etc/cdi and /var/run/cdi) say, read anew:
+// devices are rare and their specs change at any time.
+func InjectCDI(s *specs.Spec, names []string, dirs ...string) error {
+	options := []cdi.Option{cdi.WithAutoRefresh(false)}
+	if len(dirs) > 0 {
+		options = append(options, cdi.WithSpecDirs(dirs...))
+	}
+	cache, err := cdi.NewCache(options...)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,8 @@ type Host struct {
 	RaiseRlimits bool
 	// NoFileMax is the highest number of open files a process here can be allowed.
 	NoFileMax uint64
+	// Defaults are not probed but set by the node's configuration.
+	Defaults Defaults
 }
 
 // ProbeHost asks the kernel. An answer it can't get is an error only where no safe assumption exists.

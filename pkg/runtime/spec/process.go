@@ -10,10 +10,6 @@ import (
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// nofile is the default limit of open files: a soft limit of 1024 keeps programs that use select(2) or close every fd
-// alive, the hard one lets servers raise it (systemd's defaults since 240).
-const nofileSoft, nofileHard = 1024, 524288
-
 func setProcess(in *Input, s *specs.Spec) error {
 	args, err := args(in)
 	if err != nil {
@@ -121,11 +117,11 @@ func hasEnv(env []string, key string) bool {
 }
 
 func rlimits(h *Host) []specs.POSIXRlimit {
-	hard := uint64(nofileHard)
+	soft, hard := h.Defaults.noFile()
 	if h.NoFileMax > 0 {
 		hard = min(hard, h.NoFileMax)
 	}
-	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: min(nofileSoft, hard), Hard: hard}}
+	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: min(soft, hard), Hard: hard}}
 }
 
 // oomScoreAdj: lowering it below one's own needs CAP_SYS_RESOURCE (proc_pid_oom_score_adj(5)), so it is clamped to

@@ -65,7 +65,7 @@ func Sandbox(in *SandboxInput) (*specs.Spec, error) {
 	if s.Process.User, err = pauseUser(sc, s.Linux.UIDMappings); err != nil {
 		return nil, fmt.Errorf("user: %w", err)
 	}
-	if s.Linux.Sysctl, err = sysctls(in.Pod.GetLinux().GetSysctls(), s.Linux.Namespaces); err != nil {
+	if s.Linux.Sysctl, err = sysctls(in.Host.Defaults.podSysctls(in.Pod, s.Linux.GIDMappings), s.Linux.Namespaces); err != nil {
 		return nil, err
 	}
 	if err := sandboxSecurity(in, s); err != nil {
@@ -154,7 +154,7 @@ func sandboxSecurity(in *SandboxInput, s *specs.Spec) error {
 		p = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	}
 	if !sc.GetPrivileged() {
-		if s.Linux.Seccomp, err = seccompProfile(p, nil); err != nil {
+		if s.Linux.Seccomp, err = seccompProfile(in.Host, p, nil); err != nil {
 			return fmt.Errorf("seccomp: %w", err)
 		}
 	}

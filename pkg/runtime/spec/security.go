@@ -44,11 +44,11 @@ func setSeccomp(in *Input, s *specs.Spec) error {
 	if err != nil || in.privileged() {
 		return err
 	}
-	s.Linux.Seccomp, err = seccompProfile(p, s.Process.Capabilities.Bounding)
+	s.Linux.Seccomp, err = seccompProfile(in.Host, p, s.Process.Capabilities.Bounding)
 	return err
 }
 
-func seccompProfile(p *runtimeapi.SecurityProfile, caps []string) (*specs.LinuxSeccomp, error) {
+func seccompProfile(h *Host, p *runtimeapi.SecurityProfile, caps []string) (*specs.LinuxSeccomp, error) {
 	if p == nil {
 		return nil, nil
 	}
@@ -56,7 +56,7 @@ func seccompProfile(p *runtimeapi.SecurityProfile, caps []string) (*specs.LinuxS
 	case runtimeapi.SecurityProfile_Unconfined:
 		return nil, nil
 	case runtimeapi.SecurityProfile_RuntimeDefault:
-		return seccomp.RuntimeDefault(caps)
+		return h.Defaults.seccomp(caps)
 	case runtimeapi.SecurityProfile_Localhost:
 		return seccomp.Localhost(strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"), caps)
 	}
