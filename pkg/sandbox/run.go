@@ -192,14 +192,16 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 		return fmt.Errorf("pause: %w", err)
 	}
 	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause, OCI: h.OCI}
-	if h.OCI == nil {
+	g, err := s.cfg.Cgroups.Create(ctx, sb.CgroupPath, sp.Linux.Resources)
+	if err != nil {
+		return fmt.Errorf("pause: cgroup: %w", err)
+	}
+	if h.OCI == nil { // an OCI runtime takes an empty cgroup that is there as its own, and compiles for itself
+		req.Cgroup = g
 		if sp.Linux.Seccomp != nil {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
 				return fmt.Errorf("pause: seccomp: %w", err)
 			}
-		}
-		if req.Cgroup, err = s.cfg.Cgroups.Create(ctx, sb.CgroupPath, sp.Linux.Resources); err != nil {
-			return fmt.Errorf("pause: cgroup: %w", err)
 		}
 	}
 	if _, err := s.cfg.Monitor.Create(ctx, req); err != nil {
