@@ -155,14 +155,12 @@ func limit(c *engine.Cgroup, res *specs.LinuxResources) error {
 			}
 			return fmt.Sprint(*n)
 		}
-		file, rule := "devices.deny", d.Type
+		file, rule := "devices.deny", "a"
 		if d.Allow {
 			file = "devices.allow"
 		}
 		if d.Type != "" && d.Type != "a" {
 			rule = fmt.Sprintf("%s %s:%s %s", d.Type, number(d.Major), number(d.Minor), d.Access)
-		} else {
-			rule = "a"
 		}
 		if err := os.WriteFile(filepath.Join(c.V1["devices"], file), []byte(rule), 0); err != nil {
 			return fmt.Errorf("device rule %q: %w", rule, err)

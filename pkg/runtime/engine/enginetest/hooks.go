@@ -33,7 +33,8 @@ func allHooks(t *testing.T, s *suite) {
 	b := s.box(t, s.spec("echo program >> /vol/order; cat >/dev/null", bind(dir, "/vol"), func(c *specs.Spec) {
 		c.Annotations = map[string]string{"org.example": "yes"}
 		c.Hooks = &specs.Hooks{
-			Prestart:      []specs.Hook{save("prestart")}, //nolint:staticcheck // deprecated, still in use
+			//lint:ignore SA1019 deprecated, and still in use
+			Prestart:      []specs.Hook{save("prestart")},
 			CreateRuntime: []specs.Hook{save("createRuntime")}, CreateContainer: []specs.Hook{save("createContainer")},
 			StartContainer: []specs.Hook{inside}, Poststart: []specs.Hook{save("poststart")}, Poststop: []specs.Hook{save("poststop")},
 		}
@@ -98,7 +99,8 @@ func failingHooks(t *testing.T, s *suite) {
 	bad := []specs.Hook{s.hook("exit 3")}
 	missing := []specs.Hook{{Path: "/no/such/hook"}}
 	for name, hooks := range map[string]*specs.Hooks{
-		"prestart":        {Prestart: bad}, //nolint:staticcheck // deprecated, still in use
+		//lint:ignore SA1019 deprecated, and still in use
+		"prestart":        {Prestart: bad},
 		"createRuntime":   {CreateRuntime: bad},
 		"createContainer": {CreateContainer: bad},
 		"missing":         {CreateRuntime: missing},

@@ -110,7 +110,8 @@ func (c capability) hooks(h *specs.Hooks) []need {
 	}
 	has := func(kind string) bool { return slices.Contains(c.known.Hooks, kind) }
 	return []need{
-		{"hooks.prestart", len(h.Prestart) > 0, has("prestart")}, //nolint:staticcheck // deprecated, still in use
+		//lint:ignore SA1019 deprecated, and still in use
+		{"hooks.prestart", len(h.Prestart) > 0, has("prestart")},
 		{"hooks.createRuntime", len(h.CreateRuntime) > 0, has("createRuntime")},
 		{"hooks.createContainer", len(h.CreateContainer) > 0, has("createContainer")},
 		{"hooks.startContainer", len(h.StartContainer) > 0, has("startContainer")},
