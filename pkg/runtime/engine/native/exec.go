@@ -39,7 +39,12 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	p, err := c.exec(ctx, config, id)
-	if err != nil && ctx.Err() == nil && c.init.dead() { // whatever has failed because of that
+	// The end of a pid namespace kills everybody else in it before its first process has ended.
+	grace := 0
+	if errors.Is(err, errStubDied) {
+		grace = 500
+	}
+	if err != nil && ctx.Err() == nil && c.init.dead(grace) { // whatever has failed because of that
 		err = fmt.Errorf("%w: %w", gone(unix.ESRCH), err)
 	}
 	if err != nil {
