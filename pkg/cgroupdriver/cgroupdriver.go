@@ -1,9 +1,14 @@
 // Package cgroupdriver makes, limits, measures and removes the cgroups of pods' containers.
 //
 // kubelet owns the pod's cgroup and everything above it; this package owns one cgroup per container (and one for pause)
-// directly below it, and never changes a cgroup it did not make, except that on v2 it enables controllers in the
-// parent's cgroup.subtree_control. One Driver serves one node; it is safe for concurrent use, has no global lock, and
-// runs no goroutine per container.
+// directly below it, and never changes a cgroup it did not make, except for what makes the parent usable: on v2 it
+// enables controllers in cgroup.subtree_control, on v1 it fills an empty cpuset. Parents that are missing it makes, and
+// takes away with their last child. A cgroup below a container's is an exec session's: it has no limits of its own and
+// exists only in the hierarchy by which it is killed.
+//
+// What it owns is on record in the kernel: an extended attribute of the directory names the owner, so that a server
+// that starts again finds its own cgroups and never another's. One Driver serves one node; it is safe for concurrent
+// use, has no global lock, and runs no goroutine per container.
 package cgroupdriver
 
 import (
@@ -45,11 +50,12 @@ type Driver interface {
 	Freeze(ctx context.Context, path string) error
 	Thaw(ctx context.Context, path string) error
 
-	// Delete removes the cgroup and its children, killing what is left in them. Idempotent. It never touches the parent.
+	// Delete removes the cgroup and its children, killing what is left in them. Idempotent. It never touches a parent
+	// that it did not make.
 	Delete(ctx context.Context, path string) error
 
-	// List returns the paths of all container cgroups below the driver's tree that this driver made (by name), for
-	// garbage collection.
+	// List returns the paths of all container cgroups that a driver with this Config.Owner made, for garbage
+	// collection. Exec sessions are not listed: they go with their container.
 	List() ([]string, error)
 }
 
