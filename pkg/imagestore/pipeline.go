@@ -126,17 +126,21 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if err != nil {
 		return local, fmt.Errorf("unpack: %w", err)
 	}
+	reached("layer unpacked")
 	if err := s.sync.wait(ctx); err != nil {
 		return local, fmt.Errorf("sync: %w", err)
 	}
+	reached("layer synced")
 	if !local && !s.cfg.DiscardUnpackedLayers {
 		if err := s.moveBlobIn(blob, d.Digest); err != nil {
 			return local, fmt.Errorf("store blob: %w", err)
 		}
 	}
+	reached("blob stored")
 	if err := s.moveLayerIn(run.dir, l); err != nil {
 		return local, fmt.Errorf("store layer: %w", err)
 	}
+	reached("layer stored")
 	return local, nil
 }
 

@@ -89,9 +89,11 @@ func (s *Disk) update(change func(map[digest.Digest]*record) error) error {
 	if err := change(images); err != nil {
 		return err
 	}
+	reached("table change")
 	if err := s.writeTable(images); err != nil {
 		return fmt.Errorf("write image table: %w", err)
 	}
+	reached("table written")
 	s.mu.Lock()
 	s.images, s.names = images, nameIndex(images)
 	s.mu.Unlock()

@@ -27,11 +27,14 @@ var ManifestTypes = []string{
 // Manifest fetches a manifest or index by tag or digest, at most limit bytes, and checks it against the digest that was
 // asked for or that the registry names.
 func (r *Repository) Manifest(ctx context.Context, ref string, limit int64) (ocispec.Descriptor, []byte, error) {
-	want, digestErr := digest.Parse(ref)
-	byDigest := digestErr == nil
+	want, err := digest.Parse(ref)
+	byDigest := err == nil
+	if !byDigest {
+		want = ""
+	}
 	var desc ocispec.Descriptor
 	var body []byte
-	err := r.each(ctx, "resolve", !byDigest, nil, func(h *hop) error {
+	err = r.each(ctx, "resolve", !byDigest, nil, func(h *hop) error {
 		resp, err := h.get(ctx, "manifests", ref, http.Header{"Accept": {strings.Join(ManifestTypes, ", ")}})
 		if err != nil {
 			return err
@@ -57,6 +60,9 @@ func (r *Repository) Manifest(ctx context.Context, ref string, limit int64) (oci
 			return &hopError{host: h.Address, retry: true, err: fmt.Errorf("manifest has digest %s instead of %s: %w", got, named, errdefs.ErrDataLoss)}
 		}
 		mt, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+		if !byDigest { // the store's algorithm, whichever one the registry prefers
+			named = digest.FromBytes(b)
+		}
 		desc, body = ocispec.Descriptor{MediaType: mt, Digest: named, Size: int64(len(b))}, b
 		return nil
 	})

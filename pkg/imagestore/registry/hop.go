@@ -173,7 +173,12 @@ func (h *hop) fail(err error) error {
 		return &hopError{host: h.Address, err: err}
 	}
 	e := &hopError{host: h.Address, retry: true}
+	var ue *url.Error
+	if errors.As(err, &ue) { // its text repeats the URL
+		err = ue.Err
+	}
 	var dns *net.DNSError
+	var timeout net.Error
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
 		e.retry = false
@@ -181,6 +186,8 @@ func (h *hop) fail(err error) error {
 		e.retry = false
 	case isCertError(err):
 		e.retry = false
+	case errors.As(err, &timeout) && timeout.Timeout():
+		err = fmt.Errorf("stalled: %w", err)
 	}
 	e.err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	return e
