@@ -20,10 +20,11 @@ const unlimited = 1 << 62
 // Stats reads each file once. What a controller that is not there would say stays nil; a cgroup that disappears while
 // it is read is ErrNotFound.
 func (d *cgroupfs) Stats(path string) (*Stats, error) {
-	cg, err := d.Load(path)
+	path, err := clean(path)
 	if err != nil {
 		return nil, err
 	}
+	cg := d.dirs(path)
 	s := &Stats{Time: time.Now()}
 	if d.v2 {
 		err = statsV2(cg.Unified, s)

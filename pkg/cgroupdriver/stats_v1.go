@@ -1,23 +1,46 @@
 package cgroupdriver
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
+// statsV1 reads the hierarchies one by one. An OCI runtime may have left one out; when one that was read is gone at the
+// end, all is.
 func (d *cgroupfs) statsV1(cg *engine.Cgroup, s *Stats) error {
+	found, missing := "", false
 	for _, c := range []struct {
 		controller string
 		read       func(dir string, s *Stats) error
 	}{
 		{"cpuacct", cpuacctV1}, {"cpu", cpuStatsV1}, {"memory", memoryStatsV1}, {"pids", pidsStats}, {"blkio", blkioStatsV1},
 	} {
-		if dir := cg.V1[d.hierarchy[c.controller]]; dir != "" {
-			if err := c.read(dir, s); err != nil {
-				return err
-			}
+		dir := cg.V1[d.hierarchy[c.controller]]
+		if dir == "" {
+			continue
+		}
+		switch err := c.read(dir, s); {
+		case errors.Is(err, unix.ENODEV), errors.Is(err, fs.ErrNotExist):
+			missing = true
+		case err != nil:
+			return err
+		default:
+			found = dir
+		}
+	}
+	if found == "" {
+		return fs.ErrNotExist
+	}
+	if missing {
+		if _, err := os.Stat(found); err != nil {
+			return err
 		}
 	}
 	return pressures(cg, s)
@@ -115,28 +138,27 @@ func pidsStats(dir string, s *Stats) error {
 	return nil
 }
 
-// blkioStatsV1 reads lines of "8:0 Read 4096"; bfq's files where the throttle ones are empty.
+// blkioStatsV1 reads lines of "8:0 Read 4096"; bfq's files where the kernel has no throttling, which counts all I/O.
 func blkioStatsV1(dir string, s *Stats) error {
 	io := &IOStats{}
-	for _, files := range [][2]string{
-		{"blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"},
-		{"blkio.bfq.io_service_bytes_recursive", "blkio.bfq.io_serviced_recursive"},
-	} {
-		for i, file := range files {
-			text, err := read(dir, file)
-			if ok, err := optional(err); err != nil {
-				return err
-			} else if !ok {
-				continue
-			}
-			io.addV1(text, i == 1)
+	for _, kind := range []string{"throttle", "bfq"} {
+		bytes, err := read(dir, "blkio."+kind+".io_service_bytes_recursive")
+		if ok, err := optional(err); err != nil {
+			return err
+		} else if !ok {
+			continue
 		}
-		if len(io.Devices) > 0 {
-			break
+		operations, err := read(dir, "blkio."+kind+".io_serviced_recursive")
+		if err != nil {
+			return err
 		}
+		io.addV1(bytes, false)
+		io.addV1(operations, true)
+		s.IO = io
+		return nil
 	}
-	s.IO = io
-	return nil
+	_, err := os.Stat(dir)
+	return err
 }
 
 func (io *IOStats) addV1(text string, operations bool) {

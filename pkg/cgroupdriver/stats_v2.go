@@ -1,6 +1,7 @@
 package cgroupdriver
 
 import (
+	"os"
 	"strconv"
 	"strings"
 
@@ -10,6 +11,11 @@ import (
 func statsV2(dir string, s *Stats) error {
 	for _, read := range []func(string, *Stats) error{cpuStatsV2, memoryStatsV2, pidsStats, ioStatsV2} {
 		if err := read(dir, s); err != nil {
+			return err
+		}
+	}
+	if s.Memory == nil || s.Pids == nil || s.IO == nil { // the controllers are off, or the cgroup has gone meanwhile
+		if _, err := os.Stat(dir); err != nil {
 			return err
 		}
 	}
