@@ -23,11 +23,45 @@ type session struct {
 	terminal *os.File
 }
 
+// inherit fills in what a session's process leaves open with what the container's own has, as runc does: a session must
+// not be less confined because its maker forgot something.
+func inherit(p, from *specs.Process) *specs.Process {
+	q := *p
+	if q.Capabilities == nil {
+		q.Capabilities = from.Capabilities
+	}
+	if q.ApparmorProfile == "" {
+		q.ApparmorProfile = from.ApparmorProfile
+	}
+	if q.SelinuxLabel == "" {
+		q.SelinuxLabel = from.SelinuxLabel
+	}
+	if q.OOMScoreAdj == nil {
+		q.OOMScoreAdj = from.OOMScoreAdj
+	}
+	if len(q.Rlimits) == 0 {
+		q.Rlimits = from.Rlimits
+	}
+	if q.Scheduler == nil {
+		q.Scheduler = from.Scheduler
+	}
+	if q.IOPriority == nil {
+		q.IOPriority = from.IOPriority
+	}
+	if q.ExecCPUAffinity == nil {
+		q.ExecCPUAffinity = from.ExecCPUAffinity
+	}
+	return &q
+}
+
 // Exec implements engine.Container.
 func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine.Process, error) {
 	if err := checkExec(config); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
+	own := *config
+	own.Process = inherit(config.Process, c.spec.Process)
+	config = &own
 	if c.init.ended() {
 		return nil, fmt.Errorf("exec in container %s: it has ended: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
@@ -192,11 +226,7 @@ func (s *session) join() error {
 // outside sets what is set from outside of the container.
 func (s *session) outside() error {
 	p := s.config.Process
-	adj := p.OOMScoreAdj
-	if adj == nil {
-		adj = s.c.spec.Process.OOMScoreAdj
-	}
-	if err := s.stub.setOOMScoreAdj(adj); err != nil {
+	if err := s.stub.setOOMScoreAdj(p.OOMScoreAdj); err != nil {
 		return err
 	}
 	if err := ownPipes(s.c.ids, p.User.UID, s.config.Stdin, s.config.Stdout, s.config.Stderr); err != nil {
@@ -216,10 +246,8 @@ func (s *session) cgroup() *engine.Cgroup {
 }
 
 func (s *session) affinity() specs.CPUAffinity {
-	for _, p := range []*specs.Process{s.config.Process, s.c.spec.Process} {
-		if p.ExecCPUAffinity != nil {
-			return *p.ExecCPUAffinity
-		}
+	if a := s.config.Process.ExecCPUAffinity; a != nil {
+		return *a
 	}
 	return specs.CPUAffinity{}
 }

@@ -106,21 +106,47 @@ func hookContext(ctx context.Context, h specs.Hook) (context.Context, context.Ca
 	return context.WithTimeout(ctx, d)
 }
 
-// runOnHost runs a hook in the engine's own namespaces. Its output goes nowhere.
+// maxHookOutput is how much of a failed hook's output is put into the error.
+const maxHookOutput = 1024
+
+// hookOutput is a file that a hook may write to.
+func hookOutput() (*os.File, error) {
+	fd, err := unix.MemfdCreate("hook", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "hook"), nil
+}
+
+// withOutput adds the end of what a hook has written to its error.
+func withOutput(err error, out *os.File) error {
+	st, statErr := out.Stat()
+	if err == nil || statErr != nil {
+		return err
+	}
+	b := make([]byte, maxHookOutput)
+	n, _ := out.ReadAt(b, max(0, st.Size()-maxHookOutput))
+	if text := strings.TrimSpace(string(b[:n])); text != "" {
+		return fmt.Errorf("%w: %q", err, text)
+	}
+	return err
+}
+
+// runOnHost runs a hook in the engine's own namespaces.
 func (e *Engine) runOnHost(ctx context.Context, h specs.Hook, stdin *os.File) error {
 	ctx, cancel := hookContext(ctx, h)
 	defer cancel()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	out, err := hookOutput()
 	if err != nil {
 		return err
 	}
-	defer null.Close()
+	defer out.Close()
 	args := h.Args
 	if len(args) == 0 {
 		args = []string{h.Path}
 	}
 	pidfd := -1
-	attr := &syscall.ProcAttr{Dir: "/", Env: append([]string{}, h.Env...), Files: []uintptr{stdin.Fd(), null.Fd(), null.Fd()},
+	attr := &syscall.ProcAttr{Dir: "/", Env: append([]string{}, h.Env...), Files: []uintptr{stdin.Fd(), out.Fd(), out.Fd()},
 		Sys: &syscall.SysProcAttr{PidFD: &pidfd, Setsid: true}}
 	child, err := e.reaper.Fork(func() (int, error) { return syscall.ForkExec(h.Path, args, attr) })
 	if err != nil {
@@ -128,7 +154,7 @@ func (e *Engine) runOnHost(ctx context.Context, h specs.Hook, stdin *os.File) er
 	}
 	p := &process{child: child, pidfd: pidfd}
 	defer p.close()
-	return p.awaitHook(ctx)
+	return withOutput(p.awaitHook(ctx), out)
 }
 
 // awaitHook waits for a hook's success, and kills it when ctx ends first.
@@ -240,11 +266,17 @@ func (c *container) hookInside(ctx context.Context, name string, status specs.Co
 	if len(id.args) == 0 {
 		id.args = []string{h.Path}
 	}
-	p, err := c.exec(ctx, &engine.ExecConfig{Process: &specs.Process{User: c.spec.Process.User}, Seccomp: filter, Stdin: in}, id)
+	out, err := hookOutput()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	p, err := c.exec(ctx, &engine.ExecConfig{Process: &specs.Process{User: c.spec.Process.User}, Seccomp: filter,
+		Stdin: in, Stdout: out, Stderr: out}, id)
 	if err != nil {
 		return fmt.Errorf("%s hook %s: %w", name, h.Path, err)
 	}
-	if err := p.awaitHook(ctx); err != nil {
+	if err := withOutput(p.awaitHook(ctx), out); err != nil {
 		return fmt.Errorf("%s hook %s: %w", name, h.Path, err)
 	}
 	return nil
