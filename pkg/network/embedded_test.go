@@ -109,13 +109,18 @@ func TestParallelAttach(t *testing.T) {
 }
 
 func BenchmarkAttachDetach(b *testing.B) {
-	for _, ports := range []int{0, 1} {
-		b.Run(fmt.Sprintf("%d host ports", ports), func(b *testing.B) {
+	for _, tc := range []struct{ present, ports int }{{0, 0}, {0, 1}, {400, 0}, {400, 1}} {
+		b.Run(fmt.Sprintf("%d pods, %d host ports", tc.present, tc.ports), func(b *testing.B) {
 			n := newNode(b, ModeEmbedded, func(c *Config) { c.PodCIDRs = []string{"10.88.0.0/16"} })
+			for i := range tc.present {
+				p := newPod(b)
+				p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: int32(20000 + i), ContainerPort: 80}}
+				n.attach(b, p)
+			}
 			var attach, detach time.Duration
 			for b.Loop() {
 				p := newPod(b)
-				if ports > 0 {
+				if tc.ports > 0 {
 					p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 8080, ContainerPort: 80}}
 				}
 				start := time.Now()

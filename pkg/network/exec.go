@@ -39,9 +39,8 @@ type executor struct {
 	binDirs []string
 	log     *slog.Logger
 
-	plugins  *embedded.Plugins
-	types    []string // that run in process
-	programs bool     // others may run
+	plugins *embedded.Plugins
+	types   []string // that run in process
 }
 
 var _ invoke.Exec = (*executor)(nil)
@@ -49,6 +48,9 @@ var _ invoke.Exec = (*executor)(nil)
 // embed lets plugins run in process; without it all are programs.
 func (x *executor) embed(p *embedded.Plugins, mode string, external []string) {
 	x.plugins = p
+	if mode != ModeEmbedded {
+		p.External = external
+	}
 	for _, t := range embedded.Types {
 		if mode == ModeEmbedded || !slices.Contains(external, t) {
 			x.types = append(x.types, t)

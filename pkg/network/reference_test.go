@@ -173,6 +173,25 @@ func strip(v any) any {
 	return v
 }
 
+// TestExternal: plugins of ours that shall run as programs do, also as another's IPAM.
+func TestExternal(t *testing.T) {
+	bin := referencePlugins(t)
+	n := newNode(t, ModeAuto, func(c *Config) {
+		c.BinDirs, c.External = []string{bin + "/none", bin}, []string{"host-local", "portmap"}
+	})
+	write(t, n.cfg.ConfDir+"/10-ref.conflist", fmt.Sprintf(referenceConf, "1.0.0", n.cfg.StateDir))
+	p := newPod(t)
+	p.PortMappings = []PortMapping{{Protocol: "tcp", HostPort: 8080, ContainerPort: 80}}
+	r := n.attach(t, p)
+	if s := run(t, "nft", "list", "ruleset"); !strings.Contains(s, "table ip cni_hostport") || !strings.Contains(s, "table inet cri_pods") {
+		t.Error(s)
+	}
+	listen(t, p.NetNS, "tcp", ":80")
+	if got := dial(hostNS, "tcp", netip.AddrPortFrom(r.IPs[0], 80).String()); got != "10.99.0.1" {
+		t.Error(got)
+	}
+}
+
 // TestTakeOver: what the reference plugins attached, ours detach, and the other way round.
 func TestTakeOver(t *testing.T) {
 	bin := referencePlugins(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
@@ -43,7 +44,7 @@ func (p *Plugins) hostLocal(ctx context.Context, c Call, stdin []byte) (*current
 
 // ipam runs the IPAM plugin of a configuration.
 func (p *Plugins) ipam(ctx context.Context, plugin string, c Call, stdin []byte) (*current.Result, error) {
-	if plugin == "host-local" {
+	if plugin == "host-local" && !slices.Contains(p.External, plugin) {
 		return p.hostLocal(ctx, c, stdin)
 	}
 	if p.Delegate == nil {

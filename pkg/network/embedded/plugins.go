@@ -31,6 +31,8 @@ type Call struct {
 type Plugins struct {
 	// Delegate runs an IPAM plugin that is not one of these.
 	Delegate func(ctx context.Context, plugin string, c Call, stdin []byte) ([]byte, error)
+	// External are plugins of ours that Delegate runs all the same.
+	External []string
 	// DataDir is host-local's where the configuration names none.
 	DataDir string
 	Log     *slog.Logger

@@ -40,7 +40,11 @@ func (p *Plugins) portmap(c Call, base *conf, stdin []byte) (*current.Result, er
 		if len(conf.RuntimeConfig.PortMappings) == 0 {
 			return nil, nil
 		}
-		return nil, wrap("portmap", p.nat.Unforward(owner(c, base.Name)))
+		var maps []nat.Mapping
+		if base.prev != nil {
+			maps, _ = conf.mappings(c, base.prev) // nil looks through all
+		}
+		return nil, wrap("portmap", p.nat.Unforward(owner(c, base.Name), maps))
 	case "STATUS":
 		return nil, nil
 	}

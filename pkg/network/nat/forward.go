@@ -48,23 +48,9 @@ func (t *Table) Forward(o Owner, maps []Mapping, hairpin bool) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var add []pending
-	seen := map[netip.Addr]bool{}
-	for _, m := range maps {
-		p, err := t.pend(m)
-		if err != nil {
-			return err
-		}
-		add = append(add, p)
-		if a := m.To.Addr(); hairpin && !seen[a] {
-			seen[a] = true
-			f := t.family(a)
-			add = append(add, pending{set: f.hairpin, key: append(a.AsSlice(), a.AsSlice()...)})
-			if a.Is4() {
-				lo := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-				add = append(add, pending{set: f.hairpin, key: append(lo.AsSlice(), a.AsSlice()...)})
-			}
-		}
+	add, err := t.elements(maps, hairpin)
+	if err != nil {
+		return err
 	}
 	present, err := t.present(add)
 	if err != nil {
@@ -104,6 +90,29 @@ type pending struct {
 	m         Mapping // zero for hairpin elements
 }
 
+// elements are those that stand for maps.
+func (t *Table) elements(maps []Mapping, hairpin bool) ([]pending, error) {
+	var all []pending
+	seen := map[netip.Addr]bool{}
+	for _, m := range maps {
+		p, err := t.pend(m)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+		if a := m.To.Addr(); hairpin && !seen[a] {
+			seen[a] = true
+			f := t.family(a)
+			all = append(all, pending{set: f.hairpin, key: append(a.AsSlice(), a.AsSlice()...)})
+			if a.Is4() {
+				lo := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+				all = append(all, pending{set: f.hairpin, key: append(lo.AsSlice(), a.AsSlice()...)})
+			}
+		}
+	}
+	return all, nil
+}
+
 func (t *Table) pend(m Mapping) (pending, error) {
 	proto, err := protocol(m.Protocol)
 	if err != nil {
@@ -117,34 +126,40 @@ func (t *Table) pend(m Mapping) (pending, error) {
 	return p, nil
 }
 
-// present returns what the sets that will be added to hold, by set name and key.
+// present returns what is in the places that will be added to, and what may collide with it, by set name and key. Single
+// elements are asked for: a dump of a set takes milliseconds with some hundred pods. Only a port on every address has
+// to be compared with all that are on one, which are few.
 func (t *Table) present(add []pending) (map[string]element, error) {
 	all, listed := map[string]element{}, map[*nftables.Set]bool{}
-	list := func(s *nftables.Set) error {
-		if listed[s] {
+	look := func(s *nftables.Set, key []byte) error {
+		if key == nil && listed[s] {
 			return nil
 		}
-		listed[s] = true
-		found, err := t.get(s, nil)
+		listed[s] = listed[s] || key == nil
+		found, err := t.get(s, key)
 		for _, e := range found {
 			all[s.Name+string(e.key)] = e
 		}
 		return err
 	}
 	for _, p := range add {
-		sets := []*nftables.Set{p.set}
-		if p.data != nil { // both, for a port on one address collides with the same on all
-			f := t.family(p.m.To.Addr())
-			sets = []*nftables.Set{f.hostport, f.hostportAddr}
-		}
-		for _, s := range sets {
-			if err := list(s); err != nil {
-				return nil, err
+		err := look(p.set, p.key)
+		if f := t.family(p.m.To.Addr()); err == nil && p.data != nil {
+			if p.set == f.hostportAddr {
+				err = look(f.hostport, p.port())
+			} else {
+				err = look(f.hostportAddr, nil)
 			}
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	return all, nil
 }
+
+// port is the end of a host port's key: protocol . port.
+func (p pending) port() []byte { return p.key[len(p.key)-8:] }
 
 // conflict tells whether another pod has the port, on the same address or on all of them.
 func (p pending) conflict(o Owner, t *Table, present map[string]element) error {
@@ -152,7 +167,7 @@ func (p pending) conflict(o Owner, t *Table, present map[string]element) error {
 		return nil
 	}
 	f := t.family(p.m.To.Addr())
-	port := p.key[len(p.key)-8:] // protocol . port
+	port := p.port()
 	for id, e := range present {
 		switch {
 		case id == p.set.Name+string(p.key):
@@ -174,20 +189,37 @@ func (p pending) conflict(o Owner, t *Table, present map[string]element) error {
 	return nil
 }
 
-// Unforward takes back what Forward did for o. Idempotent.
-func (t *Table) Unforward(o Owner) error {
+// Unforward takes back what Forward did for o. maps are its mappings where they are known; nil looks through all.
+// Idempotent.
+func (t *Table) Unforward(o Owner, maps []Mapping) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	gone := map[*nftables.Set][]nftables.SetElement{}
-	for _, f := range t.families() {
-		for _, s := range []*nftables.Set{f.hostport, f.hostportAddr, f.hairpin} {
-			found, err := t.get(s, nil)
-			if err != nil {
-				return err
+	seen := map[string]bool{}
+	collect := func(s *nftables.Set, key []byte) error {
+		found, err := t.get(s, key)
+		for _, e := range found {
+			if id := s.Name + string(e.key); o.is(e.comment) && !seen[id] {
+				seen[id] = true
+				gone[s] = append(gone[s], nftables.SetElement{Key: e.key})
 			}
-			for _, e := range found {
-				if o.is(e.comment) {
-					gone[s] = append(gone[s], nftables.SetElement{Key: e.key})
+		}
+		return err
+	}
+	known, err := t.elements(maps, true)
+	if err != nil {
+		return err
+	}
+	for _, p := range known {
+		if err := collect(p.set, p.key); err != nil {
+			return err
+		}
+	}
+	if maps == nil {
+		for _, f := range t.families() {
+			for _, s := range []*nftables.Set{f.hostport, f.hostportAddr, f.hairpin} {
+				if err := collect(s, nil); err != nil {
+					return err
 				}
 			}
 		}

@@ -81,7 +81,7 @@ func TestFlushedRuleset(t *testing.T) {
 	if err := table.Unmasquerade(alice, nil); err != nil {
 		t.Error(err)
 	}
-	if err := table.Unforward(alice); err != nil {
+	if err := table.Unforward(alice, nil); err != nil {
 		t.Error(err)
 	}
 	if err := table.Masquerade(alice, addrs); err != nil {
@@ -142,7 +142,15 @@ func TestForwardConflicts(t *testing.T) {
 			if strings.Contains(ruleset(t), bob.ContainerID) {
 				t.Error("something was left behind")
 			}
-			if err := table.Unforward(alice); err != nil {
+			for _, maps := range [][]Mapping{{}, {tc.want}} { // what it doesn't name, and what isn't its
+				if err := table.Unforward(bob, maps); err != nil || !strings.Contains(ruleset(t), alice.ContainerID) {
+					t.Errorf("another's mapping is gone: %v", err)
+				}
+			}
+			if err := table.Unforward(alice, []Mapping{tc.have}); err != nil || strings.Contains(ruleset(t), alice.ContainerID) {
+				t.Errorf("something is left: %v %s", err, ruleset(t))
+			}
+			if err := table.Unforward(alice, nil); err != nil {
 				t.Error(err)
 			}
 			if err := table.Forward(bob, []Mapping{tc.want}, true); err != nil {
