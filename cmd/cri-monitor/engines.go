@@ -14,10 +14,16 @@ import (
 // engines keeps the native engine and one engine for each OCI runtime that was asked for.
 type engines struct {
 	r      *reaper.Reaper
-	native engine.Engine
+	native *native.Engine
 
 	mu  sync.Mutex
-	oci map[string]engine.Engine // by the JSON of its OCIRuntime
+	oci map[string]*ociEngine // by the JSON of its OCIRuntime
+}
+
+// ociEngine is made by its first user; others wait for that one only, since it runs the binary.
+type ociEngine struct {
+	mu  sync.Mutex
+	eng engine.Engine
 }
 
 func newEngines(r *reaper.Reaper) (*engines, error) {
@@ -25,7 +31,7 @@ func newEngines(r *reaper.Reaper) (*engines, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &engines{r: r, native: n, oci: map[string]engine.Engine{}}, nil
+	return &engines{r: r, native: n, oci: map[string]*ociEngine{}}, nil
 }
 
 func (e *engines) get(rt *monitor.OCIRuntime) (engine.Engine, error) {
@@ -37,14 +43,20 @@ func (e *engines) get(rt *monitor.OCIRuntime) (engine.Engine, error) {
 		return nil, err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if eng := e.oci[string(key)]; eng != nil {
-		return eng, nil
+	o := e.oci[string(key)]
+	if o == nil {
+		o = &ociEngine{}
+		e.oci[string(key)] = o
 	}
-	eng, err := oci.New(oci.Config{Path: rt.Path, Root: rt.Root, Args: rt.Args}, e.r)
-	if err != nil {
-		return nil, err
+	e.mu.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.eng == nil { // after a failure the next one tries again: the binary may have been installed meanwhile
+		eng, err := oci.New(oci.Config{Path: rt.Path, Root: rt.Root, Args: rt.Args}, e.r)
+		if err != nil {
+			return nil, err
+		}
+		o.eng = eng
 	}
-	e.oci[string(key)] = eng
-	return eng, nil
+	return o.eng, nil
 }

@@ -73,6 +73,7 @@ func serve(o *options) error {
 	if err != nil {
 		return err
 	}
+	defer engines.native.Close()
 	s, err := monitor.NewServer(monitor.ServerConfig{
 		Socket: o.socket, StateDir: o.stateDir, Build: build, Log: log, Engine: engines.get,
 	})
