@@ -45,8 +45,17 @@ func clean(t *testing.T, s *imagestore.Disk, root string) {
 		t.Errorf("%d images are listed", n)
 	}
 	for _, dir := range []string{"ingest", "trash"} {
-		if names, _ := os.ReadDir(filepath.Join(root, dir)); len(names) != 0 {
-			t.Errorf("%s holds %v", dir, names)
+		end := time.Now().Add(5 * time.Second) // snapshots are removed in the background
+		for {
+			names, _ := os.ReadDir(filepath.Join(root, dir))
+			if len(names) == 0 {
+				break
+			}
+			if time.Now().After(end) {
+				t.Errorf("%s holds %v", dir, names)
+				break
+			}
+			time.Sleep(time.Millisecond)
 		}
 	}
 	checkUsage(t, s, root)
@@ -180,13 +189,13 @@ func TestRegistryFaults(t *testing.T) {
 			srv := serve(t)
 			srv.Put("test/img", "v1", built)
 			var n atomic.Int64
-			srv.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			srv.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 				k := int64(0)
 				if isBlob(r) {
 					k = n.Add(1)
 				}
 				return c.fault(w, r, k)
-			}
+			})
 			cfg := config(t, t.TempDir())
 			cfg.Registry.StallTimeout = 200 * time.Millisecond
 			s := open(t, cfg)
@@ -222,7 +231,7 @@ func TestRedirectKeepsSecrets(t *testing.T) {
 	defer blobs.Close()
 	srv := serve(t)
 	srv.Put("test/img", "v1", built)
-	srv.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	srv.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if user, pw, ok := r.BasicAuth(); !ok || user != "u" || pw != "p" || r.Header.Get("X-Secret") != "s" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -233,7 +242,7 @@ func TestRedirectKeepsSecrets(t *testing.T) {
 			return true
 		}
 		return false
-	}
+	})
 	cfg := config(t, t.TempDir())
 	hosts(t, cfg, srv.Host, "[header]\nX-Secret = \"s\"\n")
 	s := open(t, cfg)
@@ -289,14 +298,14 @@ func TestBearerToken(t *testing.T) {
 	})
 	ts := httptest.NewServer(tokens)
 	defer ts.Close()
-	srv.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	srv.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if a := r.Header.Get("Authorization"); a == "Bearer good" || a == "Bearer direct" {
 			return false
 		}
 		w.Header().Set("WWW-Authenticate", `Bearer realm="`+ts.URL+`/token",service="svc",scope="repository:test/img:pull"`)
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
-	}
+	})
 	s := open(t, config(t, t.TempDir()))
 	for name, c := range map[string]struct {
 		auth *imagestore.Auth
@@ -332,13 +341,13 @@ func TestMirrors(t *testing.T) {
 	good.Put("pre/docker/library/img", "v1", built)
 	lying.Put("library/img", "v1", built)
 	lying.PutBlob("library/img", layer, bytes.Repeat([]byte{0x1f}, len(built.Blobs[layer])))
-	bad.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+	bad.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Authorization") != "" || r.URL.Query().Get("ns") != "docker.io" {
 			t.Errorf("mirror got %s with Authorization %q", r.URL, r.Header.Get("Authorization"))
 		}
 		w.WriteHeader(http.StatusBadGateway)
 		return true
-	}
+	})
 	cfg := config(t, t.TempDir())
 	s := open(t, cfg)
 	toml := func(server string, mirrors ...string) {

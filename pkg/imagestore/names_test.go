@@ -228,12 +228,12 @@ func TestOneFlight(t *testing.T) {
 	srv.Put("img", "v1", built)
 	srv.Put("img", "v2", built)
 	gate := make(chan struct{})
-	srv.Intercept = func(_ http.ResponseWriter, r *http.Request) bool {
+	srv.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/blobs/") {
 			<-gate
 		}
 		return false
-	}
+	})
 	s := open(t, config(t, t.TempDir()))
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)

@@ -247,7 +247,7 @@ func TestCrash(t *testing.T) {
 			srv.Put("img", "v1", built)
 			var n, pid atomic.Int64
 			started := make(chan struct{})
-			srv.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			srv.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
 				<-started
 				if n.Add(1) != int64(kill)+1 {
 					return false
@@ -262,7 +262,7 @@ func TestCrash(t *testing.T) {
 				}
 				_ = syscall.Kill(int(pid.Load()), syscall.SIGKILL)
 				return true
-			}
+			})
 			cfg := config(t, filepath.Join(t.TempDir(), "store"))
 			ref := srv.Host + "/img:v1"
 			killed := child(t, []string{cfg.Root, ref, "", "pull"}, func(p int) { pid.Store(int64(p)); close(started) })

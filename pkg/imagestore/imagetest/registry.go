@@ -21,10 +21,8 @@ import (
 
 // Registry is an in-memory registry: what the OCI distribution-spec calls pull and push, with ranged reads.
 type Registry struct {
-	// Intercept, if set, sees each request first; when it returns true the request is answered.
-	Intercept func(w http.ResponseWriter, r *http.Request) bool
-
 	mu       sync.Mutex
+	first    func(w http.ResponseWriter, r *http.Request) bool
 	repos    map[string]*repo
 	requests []string
 }
@@ -76,6 +74,13 @@ func (r *Registry) PutBlob(name string, d digest.Digest, body []byte) {
 	r.repo(name).blobs[d] = body
 }
 
+// Intercept lets f see each request first; when it returns true the request is answered.
+func (r *Registry) Intercept(f func(w http.ResponseWriter, r *http.Request) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.first = f
+}
+
 // Requests returns the method and path of each request so far.
 func (r *Registry) Requests() []string {
 	r.mu.Lock()
@@ -99,8 +104,9 @@ func (r *Registry) repo(name string) *repo {
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.requests = append(r.requests, req.Method+" "+req.URL.Path)
+	first := r.first
 	r.mu.Unlock()
-	if r.Intercept != nil && r.Intercept(w, req) {
+	if first != nil && first(w, req) {
 		return
 	}
 	path, ok := strings.CutPrefix(req.URL.Path, "/v2/")
