@@ -99,7 +99,7 @@ func lookAround(t *testing.T, n *node) map[string]any {
 		see["lease "+filepath.Base(f)] = strings.NewReplacer(a.ID, "A", b.ID, "B").Replace(string(content))
 	}
 	// With the reference plugins the bridge's link-local address is tentative for a while, and IPv6 doesn't work.
-	for deadline := time.Now().Add(5 * time.Second); run(t, "ip", "-6", "addr", "show", "tentative") != "" && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(5 * time.Second); run(t, "ip", "-6", "addr", "show", "dev", "ref0", "tentative") != "" && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	listen(t, b.NetNS, "tcp", ":80")
