@@ -45,6 +45,9 @@ type Driver interface {
 	// Stats reads the cgroup's files. ErrNotFound when it is gone.
 	Stats(path string) (*Stats, error)
 
+	// Pids lists the processes in the cgroup and below it; none when it is gone.
+	Pids(path string) ([]int, error)
+
 	// Kill ends every process in the cgroup and below it. Freeze stops them, Thaw lets them go on.
 	Kill(ctx context.Context, path string) error
 	Freeze(ctx context.Context, path string) error

@@ -60,6 +60,15 @@ func (d *cgroupfs) Kill(ctx context.Context, path string) error {
 	return d.thawV1(path)
 }
 
+// Pids implements Driver.
+func (d *cgroupfs) Pids(path string) ([]int, error) {
+	path, err := clean(path)
+	if err != nil {
+		return nil, err
+	}
+	return d.processes(path)
+}
+
 // processes lists every process in and below path, in any hierarchy.
 func (d *cgroupfs) processes(path string) ([]int, error) {
 	seen := map[int]bool{}

@@ -49,6 +49,16 @@ func TestStatusCodes(t *testing.T) {
 	}
 }
 
+// kubelet looks for these at the very beginning of the message.
+func TestReasonsComeFirst(t *testing.T) {
+	for _, reason := range reasons {
+		err := fmt.Errorf("create container: spec: %w", fmt.Errorf("%w: no such path", reason))
+		if got := status.Convert(toStatus(err)).Message(); !strings.HasPrefix(got, reason.Error()) || !strings.Contains(got, "no such path") {
+			t.Errorf("%v: %q", reason, got)
+		}
+	}
+}
+
 func TestInterceptorCatchesPanic(t *testing.T) {
 	f := Interceptor(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	_, err := f(context.Background(), nil, &grpc.UnaryServerInfo{FullMethod: "/x/Y"}, func(context.Context, any) (any, error) { panic("boom") })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -13,7 +14,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
 )
+
+// reasons are errors that kubelet recognizes by the beginning of the message and makes a pod's waiting reason of.
+var reasons = []error{
+	crierrors.ErrRegistryUnavailable, crierrors.ErrSignatureValidationFailed, crierrors.ErrRROUnsupported, crierrors.ErrImageVolumeMountFailed,
+}
 
 // toStatus gives an error its gRPC code. kubelet acts on NotFound, DeadlineExceeded, Unavailable and Unimplemented; an
 // error of no kind is Unknown.
@@ -23,6 +30,11 @@ func toStatus(err error) error {
 	}
 	if _, ok := status.FromError(err); ok {
 		return err
+	}
+	for _, reason := range reasons {
+		if errors.Is(err, reason) && !strings.HasPrefix(err.Error(), reason.Error()) {
+			err = fmt.Errorf("%w: %w", reason, err)
+		}
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

@@ -32,7 +32,7 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	}
 	image, err := s.images.Pull(ctx, ref, auth)
 	if err != nil {
-		if errdefs.IsUnavailable(err) { // kubelet makes a reason of the prefix
+		if errdefs.IsUnavailable(err) {
 			return nil, fmt.Errorf("%w: pull %q: %w", crierrors.ErrRegistryUnavailable, ref, err)
 		}
 		return nil, fmt.Errorf("pull %q: %w", ref, err)

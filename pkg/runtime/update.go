@@ -2,10 +2,14 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"strconv"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -33,16 +37,41 @@ func (c *Containers) Update(ctx context.Context, id string, res *runtimeapi.Linu
 	if ctr.State != Created && ctr.State != Running {
 		return fmt.Errorf("container %s is %s, its resources can't be changed: %w", ctr.ID, ctr.State, errdefs.ErrFailedPrecondition)
 	}
-	lr, err := spec.Resources(c.cfg.Host, res)
+	if score := res.OomScoreAdj; score < -1000 || score > 1000 { // proc_pid_oom_score_adj(5)
+		return fmt.Errorf("oom_score_adj %d is not between -1000 and 1000: %w", score, errdefs.ErrInvalidArgument)
+	}
+	merged := merge(ctr.Resources, res) // memory and swap limits only make sense together
+	lr, err := spec.Resources(c.cfg.Host, merged)
 	if err != nil {
 		return err
 	}
 	if err := c.cfg.Cgroups.Update(ctx, ctr.CgroupPath, lr); err != nil {
 		return fmt.Errorf("update container %s: %w", ctr.ID, err)
 	}
-	merged := merge(ctr.Resources, res)
+	if res.OomScoreAdj != 0 {
+		if err := c.setOOMScore(ctr, res.OomScoreAdj); err != nil {
+			return fmt.Errorf("update container %s: oom_score_adj: %w", ctr.ID, err)
+		}
+	}
 	_, err = c.change(ctr.ID, func(n *Container) { n.Resources = merged })
 	return err
+}
+
+// setOOMScore gives all processes of a container the score, as far as this node lets us lower it. Processes to come
+// inherit it from their parents.
+func (c *Containers) setOOMScore(ctr *Container, score int64) error {
+	pids, err := c.cfg.Cgroups.Pids(ctr.CgroupPath)
+	if err != nil {
+		return err
+	}
+	text := []byte(strconv.FormatInt(max(score, int64(c.cfg.Host.OOMScoreAdjMin)), 10))
+	for _, pid := range pids {
+		err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), text, 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
 }
 
 // merge lays the set fields of an update over the resources that were asked for before.
