@@ -42,32 +42,36 @@ func main() {
 	expected := flag.String("expected", "", "`file` that lists the specs not yet passing")
 	handler := flag.String("handler", "", "the runtime handler of the run; the list may have lines for one handler only")
 	partial := flag.Bool("partial", false, "only some specs were run: don't complain of listed ones that were not")
+	counts := flag.String("counts", "", "write passed, failed and skipped to this `file`; what fails as listed counts as skipped")
 	flag.Parse()
-	ok, err := judge(os.Stdout, flag.Arg(0), *expected, *handler, *partial)
+	t, err := judge(os.Stdout, flag.Arg(0), *expected, *handler, *partial)
+	if err == nil && *counts != "" {
+		err = os.WriteFile(*counts, fmt.Appendf(nil, "%d %d %d\n", t.passed, t.unexpected, t.skipped+t.failed-t.unfit), 0o644)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "critest-report:", err)
 		os.Exit(1)
 	}
-	if !ok {
+	if t.unexpected > 0 {
 		os.Exit(1)
 	}
 }
 
-// judge reports whether the run went as expected.
-func judge(w io.Writer, report, expected, handler string, partial bool) (bool, error) {
+// judge prints how the run went and counts.
+func judge(w io.Writer, report, expected, handler string, partial bool) (*tally, error) {
 	b, err := os.ReadFile(report)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	var suites []suite
 	if err := json.Unmarshal(b, &suites); err != nil {
-		return false, fmt.Errorf("%s: %w", report, err)
+		return nil, fmt.Errorf("%s: %w", report, err)
 	}
 	known, err := readExpected(expected, handler)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	t := tally{w: w, known: known, ok: true}
+	t := &tally{w: w, known: known, seen: map[string]bool{}}
 	var ran int64
 	for _, s := range suites {
 		ran += s.RunTime
@@ -81,7 +85,7 @@ func judge(w io.Writer, report, expected, handler string, partial bool) (bool, e
 	t.slowest()
 	fmt.Fprintf(w, "critest: %d passed, %d failed, %d skipped of %d (%.0f s)\n", t.passed, t.failed, t.skipped,
 		t.passed+t.failed+t.skipped, float64(ran)/1e9)
-	return t.ok, nil
+	return t, nil
 }
 
 type tally struct {
@@ -89,14 +93,15 @@ type tally struct {
 	known                   map[string]string // spec to reason
 	seen                    map[string]bool
 	passed, failed, skipped int
-	ok                      bool
+	unexpected              int // what the list doesn't explain
+	unfit                   int // those of them that failed
 	times                   []spec
 }
 
 func (t *tally) count(s spec) {
 	if s.LeafNodeType != "It" {
 		if s.State == "failed" || s.State == "panicked" {
-			t.ok = false
+			t.unexpected++
 			fmt.Fprintf(t.w, "FAIL %s: %s\n", s.LeafNodeType, first(s.Failure.Message))
 		}
 		return
@@ -106,22 +111,19 @@ func (t *tally) count(s spec) {
 		return // filtered out by critest itself unless asked for
 	}
 	reason, listed := t.known[name]
-	if t.seen == nil {
-		t.seen = map[string]bool{}
-	}
 	t.seen[name] = true
 	t.times = append(t.times, s)
 	switch s.State {
 	case "passed":
 		t.passed++
 		if listed {
-			t.ok = false
+			t.unexpected++
 			fmt.Fprintf(t.w, "PASSES, but is listed as not passing (%s): %s\n", reason, name)
 		}
 	case "skipped", "pending":
 		t.skipped++
 		if !listed && s.Failure.Message != "" { // without a message it was filtered out, by FOCUS
-			t.ok = false
+			t.unexpected++
 			fmt.Fprintf(t.w, "SKIP, not listed: %s: %s\n", name, first(s.Failure.Message))
 		}
 	default:
@@ -130,7 +132,8 @@ func (t *tally) count(s spec) {
 		if listed {
 			verdict = "fail, as listed (" + reason + ")"
 		} else {
-			t.ok = false
+			t.unexpected++
+			t.unfit++
 		}
 		fmt.Fprintf(t.w, "%s: %s\n      %s (%s:%d)\n", verdict, name, first(s.Failure.Message), s.Failure.Location.FileName, s.Failure.Location.LineNumber)
 	}
@@ -140,7 +143,7 @@ func (t *tally) count(s spec) {
 func (t *tally) stale() {
 	for name := range t.known {
 		if !t.seen[name] {
-			t.ok = false
+			t.unexpected++
 			fmt.Fprintf(t.w, "listed, but there is no such spec: %s\n", name)
 		}
 	}
