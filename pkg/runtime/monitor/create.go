@@ -31,7 +31,9 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 	defer c.unlock()
 	st, err := c.create(ctx, req)
 	if err != nil {
-		_ = os.RemoveAll(c.dir)
+		if rerr := removeDir(c.dir); rerr != nil {
+			s.log.Warn("container directory stays", "container", c.id, "err", rerr)
+		}
 		s.forget(c)
 		return State{}, fmt.Errorf("create container %s: %w", req.ID, err)
 	}
@@ -105,7 +107,9 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 	if err != nil {
 		return State{}, fmt.Errorf("engine: %w", err)
 	}
-	_ = os.RemoveAll(c.dir) // of a former cri-monitor
+	if err := removeDir(c.dir); err != nil { // of a former cri-monitor
+		return State{}, fmt.Errorf("old directory: %w", err)
+	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return State{}, err
 	}
@@ -218,7 +222,7 @@ func (c *container) delete(ctx context.Context) error {
 	}
 	c.streams.Close()
 	c.execs.removeCgroups()
-	if err := os.RemoveAll(c.dir); err != nil {
+	if err := removeDir(c.dir); err != nil {
 		c.s.log.Warn("container directory stays", "container", c.id, "err", err)
 	}
 	c.gone = true

@@ -1,0 +1,53 @@
+package monitor
+
+import (
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// removeDir removes an engine's directory, and never what is mounted in it: a mount that an OCI runtime or a crash left
+// there is detached first, or else stays with all above it. It is no error if there is no such directory.
+func removeDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		for { // mounts may be stacked
+			mounted, err := isMountPoint(path)
+			if err != nil {
+				return err
+			}
+			if !mounted {
+				break
+			}
+			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return &os.PathError{Op: "umount", Path: path, Err: err}
+			}
+		}
+		if e.IsDir() {
+			err = removeDir(path)
+		} else {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
+}
+
+// isMountPoint asks statx(2), which knows since Linux 5.8.
+func isMountPoint(path string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st); err != nil {
+		return false, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
