@@ -165,7 +165,11 @@ func execLimits(t *testing.T, s *suite) {
 
 func execTerminal(t *testing.T, s *suite) {
 	b := s.live(t, "")
-	x, err := b.tryExec("[ -t 0 ] && [ -t 1 ] && tty; stty size; read x; echo got $x; exit 6", func(p *specs.Process) {
+	wait := ""
+	if s.lacks(t, ExecSize) {
+		wait = "until stty size 2>/dev/null | grep -q 70; do sleep 0.01; done;"
+	}
+	x, err := b.tryExec(wait+"[ -t 0 ] && [ -t 1 ] && tty; stty size; read x; echo got $x; exit 6", func(p *specs.Process) {
 		p.Terminal = true
 		p.ConsoleSize = &specs.Box{Height: 20, Width: 70}
 	})

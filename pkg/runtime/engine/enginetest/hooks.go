@@ -99,7 +99,6 @@ func failingHooks(t *testing.T, s *suite) {
 	bad := []specs.Hook{s.hook("exit 3")}
 	missing := []specs.Hook{{Path: "/no/such/hook"}}
 	for name, hooks := range map[string]*specs.Hooks{
-		//lint:ignore SA1019 deprecated, and still in use
 		"prestart":        {Prestart: bad},
 		"createRuntime":   {CreateRuntime: bad},
 		"createContainer": {CreateContainer: bad},

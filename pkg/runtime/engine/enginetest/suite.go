@@ -44,7 +44,7 @@ const (
 	PoststartHooks Feature = "poststart hooks after start"
 	NewUserNS      Feature = "making a user namespace"
 	LatePids       Feature = "killing what outlives the first process"
-	ConsoleSize    Feature = "console size"
+	ExecSize       Feature = "console size before an exec runs"
 )
 
 // Caps describes the engine under test.

@@ -14,7 +14,7 @@ import (
 
 var ttyTests = []test{
 	{"tty/terminal", nil, terminal},
-	{"tty/size", []Feature{ConsoleSize}, terminalSize},
+	{"tty/size", nil, terminalSize},
 	{"tty/resize", nil, terminalResize},
 	{"tty/ctrl-c", nil, ctrlC},
 	{"tty/user", nil, terminalUser},

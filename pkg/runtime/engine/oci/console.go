@@ -26,8 +26,9 @@ type result struct {
 	err    error
 }
 
-// listen makes the socket dir/name and starts waiting for the runtime.
-func listen(dir, name string) (*console, error) {
+// listen makes the socket dir/name and starts waiting for the runtime. The terminal gets its size (nil: none) as soon as
+// it is there: the program of an exec runs already when the runtime returns, and crun leaves the size alone.
+func listen(dir, name string, size *specs.Box) (*console, error) {
 	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -43,6 +44,12 @@ func listen(dir, name string) (*console, error) {
 	go func() {
 		defer close(c.got)
 		master, err := receive(sock)
+		if err == nil && size != nil {
+			if err = resize(master, size); err != nil {
+				master.Close()
+				master, err = nil, fmt.Errorf("console size: %w", err)
+			}
+		}
 		c.got <- result{master, err}
 	}()
 	return c, nil

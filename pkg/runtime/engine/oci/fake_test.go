@@ -231,7 +231,7 @@ func TestLongDirectory(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c, err := listen(dir, "sock")
+	c, err := listen(dir, "sock", nil)
 	if err != nil {
 		t.Fatal(fmt.Errorf("a path of %d bytes: %w", len(dir), err))
 	}

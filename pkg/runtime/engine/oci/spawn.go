@@ -30,7 +30,7 @@ func (c *container) spawn(ctx context.Context, s spawn) (*process, error) {
 	if s.process.Terminal {
 		var err error
 		name := filepath.Base(s.pidFile) + ".sock"
-		if tty, err = listen(c.dir, name); err != nil {
+		if tty, err = listen(c.dir, name, s.process.ConsoleSize); err != nil {
 			return nil, fmt.Errorf("console socket: %w", err)
 		}
 		defer tty.close()
@@ -67,13 +67,6 @@ func (c *container) spawn(ctx context.Context, s spawn) (*process, error) {
 	if p.terminal, err = tty.master(ctx); err != nil {
 		p.kill()
 		return nil, fmt.Errorf("console: %w", err)
-	}
-	if size := s.process.ConsoleSize; size != nil {
-		if err := resize(p.terminal, size); err != nil {
-			p.terminal.Close()
-			p.kill()
-			return nil, fmt.Errorf("console size: %w", err)
-		}
 	}
 	return p, nil
 }
