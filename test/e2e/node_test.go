@@ -203,7 +203,7 @@ func (f *fixture) exec(id, script string) string {
 		f.t.Fatalf("exec %q: %v", script, err)
 	}
 	if r.ExitCode != 0 {
-		f.t.Fatalf("exec %q: exit status %d\n%s%s", script, r.ExitCode, r.Stdout, r.Stderr)
+		f.t.Fatalf("exec %q: exit status %d\n%.300s\n%.300s", script, r.ExitCode, r.Stdout, r.Stderr)
 	}
 	return string(r.Stdout)
 }

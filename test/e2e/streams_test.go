@@ -19,6 +19,10 @@ func (w *walk) execSync() {
 		!strings.Contains(out, "\nwalk\n") || !strings.Contains(out, "nameserver 10.96.0.10") {
 		w.t.Errorf("exec -s:\n%s", out)
 	}
+	// More than any pipe holds, with pauses of the reader's making.
+	if got := w.exec(w.app, "head -c 4000000 /dev/zero | tr '\\0' x"); got != strings.Repeat("x", 4000000) {
+		w.t.Errorf("ExecSync returned %d bytes of 4000000", len(got))
+	}
 	if out, err := w.tryCrictl("exec", "-s", w.app, "sh", "-c", "exit 3"); err == nil {
 		w.t.Errorf("exit status 3 is no error to crictl: %s", out)
 	}

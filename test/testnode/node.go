@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -251,10 +252,11 @@ func (n *Node) ready(ctx context.Context) error {
 	}
 }
 
-// LogTail is the end of the server's log.
+// LogTail is the end of the server's log, without what is said of every call.
 func (n *Node) LogTail() string {
 	b, _ := os.ReadFile(n.Log())
-	return string(b[max(0, len(b)-4000):])
+	lines := slices.DeleteFunc(strings.Split(string(b), "\n"), func(l string) bool { return strings.Contains(l, " level=DEBUG ") })
+	return strings.Join(lines[max(0, len(lines)-40):], "\n")
 }
 
 // ServerPid is the server's process id.
