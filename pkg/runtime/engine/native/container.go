@@ -21,17 +21,35 @@ type container struct {
 	engine *Engine
 	id     string
 	dir    string
-	spec   *specs.Spec
+	spec   *specs.Spec // what remains of it, see kept
 	cgroup *engine.Cgroup
 	joins  uintptr // CLONE_NEW* of the namespaces that are not the host's
 	ids    idMap   // of its user namespace
 	init   *process
 
 	mu      sync.Mutex
-	stub    *stub  // until Start
-	filter  []byte // until Start
+	pending *pending // until Start
 	execs   []*process
 	deleted bool
+}
+
+// pending is what a container needs only to start.
+type pending struct {
+	stub   *stub
+	spec   *specs.Spec
+	filter []byte
+}
+
+// kept is the part of a spec that a running container needs, for sessions and hooks. The rest, with its environment and
+// a seccomp profile of some ten thousand bytes, need not stay in memory for every container.
+func kept(s *specs.Spec) *specs.Spec {
+	p := *s.Process
+	p.Args, p.Env = nil, nil
+	l := &specs.Linux{Personality: s.Linux.Personality, MemoryPolicy: s.Linux.MemoryPolicy}
+	if s.Linux.Seccomp != nil {
+		l.Seccomp = &specs.LinuxSeccomp{Flags: s.Linux.Seccomp.Flags}
+	}
+	return &specs.Spec{Process: &p, Hooks: s.Hooks, Annotations: s.Annotations, Linux: l}
 }
 
 // process is a process of a container. Its pidfd is closed by the container.
@@ -131,8 +149,8 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 		}
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
 	}
-	return &container{engine: e, id: config.ID, dir: config.Dir, spec: spec, cgroup: config.Cgroup, joins: ns.all(),
-		ids: b.ids, stub: b.stub, filter: config.Seccomp,
+	return &container{engine: e, id: config.ID, dir: config.Dir, spec: kept(spec), cgroup: config.Cgroup, joins: ns.all(),
+		ids: b.ids, pending: &pending{b.stub, spec, config.Seccomp},
 		init: &process{child: b.stub.child, pidfd: b.stub.pidfd, terminal: b.terminal}}, nil
 }
 
@@ -150,14 +168,14 @@ func (c *container) Process() engine.Process { return c.init }
 // Start implements engine.Container.
 func (c *container) Start(ctx context.Context) error {
 	c.mu.Lock()
-	s, filter := c.stub, c.filter
-	c.stub, c.filter = nil, nil
+	p := c.pending
+	c.pending = nil
 	c.mu.Unlock()
-	if s == nil {
+	if p == nil {
 		return fmt.Errorf("container %s was started before: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
-	err := c.start(ctx, s, filter)
-	s.conn.close()
+	err := c.start(ctx, p)
+	p.stub.conn.close()
 	if err == nil {
 		err = c.hostHooks(ctx, "poststart", specs.StateRunning, hooks(c.spec).Poststart)
 	}
@@ -169,31 +187,27 @@ func (c *container) Start(ctx context.Context) error {
 	return fmt.Errorf("start container %s: %w", c.id, orContext(ctx, err))
 }
 
-func (c *container) start(ctx context.Context, s *stub, filter []byte) error {
-	if err := c.startHooks(ctx, filter); err != nil {
+func (c *container) start(ctx context.Context, p *pending) error {
+	if err := c.startHooks(ctx, p); err != nil {
 		return err
 	}
+	s := p.stub
 	defer s.guard(ctx)()
-	id, err := newIdentity(c.spec.Process, filter, c.spec.Linux.Seccomp)
+	id, err := newIdentity(p.spec.Process, p.filter, p.spec.Linux.Seccomp)
 	if err != nil {
 		return err
 	}
-	if err := id.extend(c); err != nil {
+	id.hostname, id.domainname = p.spec.Hostname, p.spec.Domainname
+	if err := id.common(c); err != nil {
 		return err
 	}
-	if err := s.limit(c.spec.Process); err != nil {
+	if err := s.limit(p.spec.Process); err != nil {
 		return err
 	}
 	if err := s.become(id); err != nil {
 		return err
 	}
 	return ctx.Err() // its end also closes the socket, which looks like success
-}
-
-// extend adds what only a container's first process sets.
-func (id *identity) extend(c *container) error {
-	id.hostname, id.domainname = c.spec.Hostname, c.spec.Domainname
-	return id.common(c)
 }
 
 // common adds what all processes of a container share but their own spec doesn't say.
@@ -217,9 +231,9 @@ func (c *container) Delete(ctx context.Context) error {
 		return fmt.Errorf("delete container %s: process %d still lives: %w", c.id, c.init.Pid(), errdefs.ErrFailedPrecondition)
 	}
 	c.deleted = true
-	if c.stub != nil {
-		c.stub.conn.close()
-		c.stub = nil
+	if c.pending != nil {
+		c.pending.stub.conn.close()
+		c.pending = nil
 	}
 	c.init.close()
 	for _, p := range c.execs {

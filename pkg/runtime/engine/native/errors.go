@@ -9,13 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// classify gives an error of the operating system its errdefs kind.
+// classify gives an error of the operating system its errdefs kind, unless it has one.
 func classify(err error) error {
 	switch {
+	case errdefs.IsNotFound(err), errdefs.IsPermissionDenied(err), errdefs.IsInvalidArgument(err):
+		return err
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%w (%w)", err, errdefs.ErrNotFound)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w (%w)", err, errdefs.ErrPermissionDenied)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV): // ENODEV: an unknown file system
+		return fmt.Errorf("%w (%w)", err, errdefs.ErrInvalidArgument)
 	}
 	return err
 }

@@ -17,7 +17,7 @@ type option struct{ key, value string }
 func newFS(typ string, opts []option, attrs uint64, fds ...fdOption) (int, error) {
 	fs, err := unix.Fsopen(typ, unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return -1, fmt.Errorf("fsopen %s: %w", typ, err)
+		return -1, fmt.Errorf("file system %s: %w", typ, classify(err))
 	}
 	defer unix.Close(fs)
 	for _, o := range fds {
@@ -32,11 +32,11 @@ func newFS(typ string, opts []option, attrs uint64, fds ...fdOption) (int, error
 			err = unix.FsconfigSetString(fs, o.key, o.value)
 		}
 		if err != nil {
-			return -1, fmt.Errorf("%s option %s=%s: %w%s", typ, o.key, o.value, err, fsMessage(fs))
+			return -1, fmt.Errorf("%s option %s=%s: %w%s", typ, o.key, o.value, classify(err), fsMessage(fs))
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, fmt.Errorf("make %s: %w%s", typ, err, fsMessage(fs))
+		return -1, fmt.Errorf("make %s: %w%s", typ, classify(err), fsMessage(fs))
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attrs))
 	if err != nil {

@@ -37,9 +37,14 @@ func hooks(spec *specs.Spec) specs.Hooks {
 	return *spec.Hooks
 }
 
+// prestart hooks are deprecated, but not gone.
+func prestart(h specs.Hooks) []specs.Hook {
+	return h.Prestart //lint:ignore SA1019 the spec still asks for them
+}
+
 func hasHooks(spec *specs.Spec) bool {
 	h := hooks(spec)
-	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 //nolint:staticcheck // prestart is deprecated, not gone
+	return len(prestart(h))+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
 }
 
 // makeBundle writes the bundle, for a spec with hooks.
@@ -200,7 +205,7 @@ func (c *container) poststop(ctx context.Context) {
 // container's, before pivot_root.
 func (b *builder) createHooks() error {
 	h := hooks(b.spec)
-	if len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) == 0 { //nolint:staticcheck // prestart is deprecated, not gone
+	if len(prestart(h))+len(h.CreateRuntime)+len(h.CreateContainer) == 0 {
 		return nil
 	}
 	c := &container{engine: b.engine, id: b.config.ID, dir: b.config.Dir, spec: b.spec, cgroup: b.config.Cgroup,
@@ -211,7 +216,7 @@ func (b *builder) createHooks() error {
 		}
 	}()
 	return elsewhere(func() error {
-		if err := c.hostHooks(b.ctx, "prestart", specs.StateCreating, h.Prestart); err != nil { //nolint:staticcheck // as above
+		if err := c.hostHooks(b.ctx, "prestart", specs.StateCreating, prestart(h)); err != nil {
 			return err
 		}
 		if err := c.hostHooks(b.ctx, "createRuntime", specs.StateCreating, h.CreateRuntime); err != nil {
@@ -233,16 +238,16 @@ func (e *Engine) root(cwd string) *identity {
 }
 
 // startHooks runs the startContainer hooks as the container's process would run them.
-func (c *container) startHooks(ctx context.Context, filter []byte) error {
+func (c *container) startHooks(ctx context.Context, p *pending) error {
 	for _, h := range hooks(c.spec).StartContainer {
-		id, err := newIdentity(c.spec.Process, filter, c.spec.Linux.Seccomp)
+		id, err := newIdentity(p.spec.Process, p.filter, p.spec.Linux.Seccomp)
 		if err != nil {
 			return err
 		}
 		if err := id.common(c); err != nil {
 			return err
 		}
-		if err := c.hookInside(ctx, "startContainer", specs.StateCreated, h, id, filter); err != nil {
+		if err := c.hookInside(ctx, "startContainer", specs.StateCreated, h, id, p.filter); err != nil {
 			return err
 		}
 	}
