@@ -90,15 +90,13 @@ func (p *process) Terminal() *os.File { return p.terminal }
 func (p *process) Signal(sig unix.Signal) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.pidfd >= 0 {
+	if p.pidfd >= 0 && !p.ended() {
 		err := unix.PidfdSendSignal(p.pidfd, sig, nil, 0) // Linux 5.1
+		if err == nil {
+			return nil
+		}
 		if !errors.Is(err, unix.ESRCH) {
-			if err != nil {
-				return fmt.Errorf("signal %s to process %d: %w", unix.SignalName(sig), p.pid, err)
-			}
-			if !p.ended() {
-				return nil
-			}
+			return fmt.Errorf("signal %s to process %d: %w", unix.SignalName(sig), p.pid, err)
 		}
 	}
 	return fmt.Errorf("process %d has ended: %w", p.pid, errdefs.ErrNotFound)
