@@ -142,10 +142,14 @@ func (s *Server) openImages() (imagestore.Store, error) {
 
 func (s *Server) openNetwork() (network.Network, error) {
 	n := s.cfg.Network
-	net, err := network.New(network.Config{
+	c := network.Config{
 		Mode: n.Mode, ConfDir: n.ConfDir, BinDirs: n.BinDirs, NetnsDir: n.NetnsDir, PodCIDRs: n.PodCIDR, Bridge: n.Bridge,
-		CacheDir: filepath.Join(s.cfg.Root, "cni"), StateDir: filepath.Join(s.cfg.Root, "networks"), Logger: s.log,
-	})
+		CacheDir: filepath.Join(s.cfg.Root, "cni"), Logger: s.log,
+	}
+	if n.Mode == network.ModeEmbedded { // else leases lie where the reference plugins have them, for any runtime to see
+		c.StateDir = filepath.Join(s.cfg.Root, "networks")
+	}
+	net, err := network.New(c)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/network"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/records"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
@@ -50,7 +51,7 @@ func (s *Sandboxes) Recover(ctx context.Context, pauses map[string]monitor.State
 			s.cfg.Log.Error("sandbox record can't be read; the sandbox is listed as not ready", "sandbox", e.ID, "error", err)
 			s.set(&Sandbox{
 				ID: e.ID, State: NotReady, Broken: err.Error(), Config: &runtimeapi.PodSandboxConfig{},
-				NetNS: filepath.Join(s.cfg.NetnsDir, netnsPrefix+e.ID), Files: Files{Dir: s.dir(e.ID)},
+				NetNS: filepath.Join(s.cfg.NetnsDir, network.Prefix+e.ID), Files: Files{Dir: s.dir(e.ID)},
 			})
 			continue
 		}

@@ -79,7 +79,7 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 	sb.CgroupPath = path
 	sb.Files.Dir = s.dir(id)
 	if !sb.HostNetwork() {
-		sb.NetNS = filepath.Join(s.cfg.NetnsDir, netnsPrefix+id)
+		sb.NetNS = filepath.Join(s.cfg.NetnsDir, network.Prefix+id)
 	}
 
 	op.Stage("record")
@@ -117,14 +117,14 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 			return err
 		}
 		op.Stage("netns")
-		if _, err := netns.PinPID(s.cfg.NetnsDir, netnsPrefix+sb.ID, sb.Pid); err != nil {
+		if _, err := netns.PinPID(s.cfg.NetnsDir, network.Prefix+sb.ID, sb.Pid); err != nil {
 			return err
 		}
 		op.Stage("network")
 		return s.attach(ctx, sb)
 	}
 	op.Stage("netns")
-	if _, err := netns.Create(s.cfg.NetnsDir, netnsPrefix+sb.ID); err != nil {
+	if _, err := netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
 		return err
 	}
 	op.Stage("network and pause")

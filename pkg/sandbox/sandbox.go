@@ -32,9 +32,6 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
 
-// netnsPrefix is what the names of pinned network namespaces begin with; a sandbox's id follows.
-const netnsPrefix = "cri-"
-
 // State is a sandbox's place in its life.
 type State string
 
