@@ -62,8 +62,6 @@ type Disk struct {
 	held      map[digest.Digest]int
 	snapshots map[string]*snapshotRecord
 	usage     Usage
-	// unknown is set when a snapshot's record can't be read: then nobody knows which layers it needs.
-	unknown bool
 }
 
 var _ Store = (*Disk)(nil)

@@ -108,7 +108,7 @@ func (s *Disk) Remove(ctx context.Context, ref string) error {
 	if err := s.RemoveSnapshot(ctx, viewPrefix+gone.ID.Encoded()); err != nil {
 		return err
 	}
-	return s.sweep(gone.diffIDs(), gone.content())
+	return s.sweepAll()
 }
 
 // removeRef drops the name ref and reports whether the image is to go with it.

@@ -25,7 +25,7 @@ type Auth struct {
 	Username, Password, Auth, ServerAddress, IdentityToken, RegistryToken string
 }
 
-// Image is one image of the store.
+// Image is one image of the store. What it points to is shared: callers don't change it.
 type Image struct {
 	// ID is the digest of the image's config, "sha256:…": Image.id, Container.image_id and PullImageResponse.image_ref.
 	ID string
@@ -57,14 +57,16 @@ type Store interface {
 	Get(ref string) (*Image, error)
 	// List returns all images, ordered by ID.
 	List() []*Image
-	// Remove deletes the image with all its names (by ID), or one name of it (by tag, when others remain). ErrNotFound is
-	// not returned: idempotent. Layers in use by snapshots stay until those go.
+	// Remove deletes the image with all its names (by ID), or one name of it (by tag, when others remain; with the last
+	// tag of a repository the image's digest names of that repository go too). ErrNotFound is not returned: idempotent.
+	// Layers in use by snapshots stay until those go; else the disk space is free when it returns.
 	Remove(ctx context.Context, ref string) error
 	// Tag gives an image a further name.
 	Tag(ctx context.Context, ref, name string) error
 	// Pin sets or clears Pinned.
 	Pin(ctx context.Context, ref string, pinned bool) error
-	// Usage is the bytes and inodes below Root, exact, from memory.
+	// Usage is the bytes and inodes of blobs and unpacked layers, as allocated on disk, from memory. What containers
+	// wrote is in SnapshotUsage.
 	Usage() Usage
 
 	// Import reads an OCI or docker archive (plain or compressed) and returns the images it held. Blobs of other platforms
@@ -76,7 +78,7 @@ type Store interface {
 	// Snapshot makes the writable layer `key` (a container id) of an image and returns the root file system to mount.
 	// Idempotent for the same key and image. The image can't be lost while snapshots of it exist.
 	Snapshot(ctx context.Context, key, imageID string) (rootfs.Rootfs, error)
-	// View is the image's root file system, read-only.
+	// View is the image's root file system, read-only. It doesn't keep the image from being removed, a Snapshot does.
 	View(imageID string) (rootfs.Rootfs, error)
 	// SnapshotUsage is the bytes and inodes of the writable layer.
 	SnapshotUsage(key string) (Usage, error)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -30,7 +31,12 @@ type layer struct {
 
 	// frameBytes and frameInodes are those of the directory and records around the files.
 	frameBytes, frameInodes int64
+	// small keeps what marks read, where that is little: each container's start asks for it.
+	small *atomic.Pointer[unpack.Marks]
 }
+
+// maxSmall is the size in bytes of a marks.json that stays in memory.
+const maxSmall = 16 << 10
 
 const layerVersion = 1
 
@@ -42,7 +48,7 @@ const maxMarks = 1 << 30
 
 // writeLayer writes the records of a layer unpacked in dir/fs.
 func writeLayer(dir string, id digest.Digest, r unpack.Result) (*layer, error) {
-	l := &layer{Version: layerVersion, DiffID: id, Bytes: r.Bytes, Inodes: r.Inodes, Form: r.Marks.Form}
+	l := &layer{small: &atomic.Pointer[unpack.Marks]{}, Version: layerVersion, DiffID: id, Bytes: r.Bytes, Inodes: r.Inodes, Form: r.Marks.Form}
 	m := r.Marks
 	l.RootImplied = len(m.Implied) > 0 && m.Implied[0] == "."
 	rest := len(m.Implied)
@@ -75,6 +81,9 @@ func (l *layer) marks(dir string) (unpack.Marks, error) {
 		}
 		return m, nil
 	}
+	if m := l.small.Load(); m != nil {
+		return *m, nil
+	}
 	b, err := readCapped(filepath.Join(dir, "marks.json"), maxMarks)
 	if err != nil {
 		return unpack.Marks{}, err
@@ -82,6 +91,9 @@ func (l *layer) marks(dir string) (unpack.Marks, error) {
 	var m unpack.Marks
 	if err := json.Unmarshal(b, &m); err != nil {
 		return unpack.Marks{}, fmt.Errorf("%s: %w: %w", filepath.Join(dir, "marks.json"), err, errdefs.ErrDataLoss)
+	}
+	if len(b) <= maxSmall {
+		l.small.Store(&m)
 	}
 	return m, nil
 }
@@ -93,7 +105,7 @@ func (s *Disk) readLayer(id digest.Digest) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{}
+	l := &layer{small: &atomic.Pointer[unpack.Marks]{}}
 	if err := json.Unmarshal(b, l); err != nil {
 		return nil, fmt.Errorf("layer.json: %w: %w", err, errdefs.ErrDataLoss)
 	}
@@ -134,7 +146,7 @@ func (s *Disk) remark(dir string, l *layer) error {
 		return err
 	}
 	c := *l
-	c.Form = m.Form
+	c.Form, c.small = m.Form, &atomic.Pointer[unpack.Marks]{}
 	if c.Bytes, c.Inodes, err = usageOf(filepath.Join(dir, "fs")); err != nil {
 		return err
 	}

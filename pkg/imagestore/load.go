@@ -44,14 +44,7 @@ func (s *Disk) load() error {
 			return err
 		}
 	}
-	var layers, blobs []digest.Digest
-	for id := range s.layers {
-		layers = append(layers, id)
-	}
-	for id := range s.blobs {
-		blobs = append(blobs, id)
-	}
-	return s.sweep(layers, blobs)
+	return s.sweepAll()
 }
 
 // loadImage reads the parts of a record that are in blobs, and checks that its layers are there.
@@ -150,8 +143,7 @@ func (s *Disk) loadSnapshots() error {
 		r, err := s.readSnapshot(key)
 		if err != nil {
 			s.log.Error("image store: snapshot record unreadable, no layer is removed until it is gone", "snapshot", key, "error", err)
-			r = &snapshotRecord{Key: key}
-			s.unknown = true
+			r = &snapshotRecord{Key: key, damaged: true}
 		}
 		s.snapshots[key] = r
 	}

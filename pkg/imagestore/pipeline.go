@@ -63,6 +63,9 @@ func (s *Disk) bringLayer(ctx context.Context, src source, d ocispec.Descriptor,
 			return nil
 		}
 		local, err := s.tryLayer(ctx, src, d, diffID)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+		}
 		if err == nil || !errdefs.IsDataLoss(err) || ctx.Err() != nil {
 			return err
 		}

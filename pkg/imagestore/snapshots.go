@@ -22,6 +22,9 @@ type snapshotRecord struct {
 	Image  digest.Digest   `json:"image"`
 	Layers []digest.Digest `json:"layers"`
 	Driver string          `json:"driver"`
+
+	// damaged: the record can't be read, and nobody knows which layers the snapshot needs.
+	damaged bool
 }
 
 var keyPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
@@ -64,6 +67,8 @@ func (s *Disk) snapshot(ctx context.Context, key, imageID string) (rootfs.Rootfs
 	switch {
 	case !ok:
 		return rootfs.Rootfs{}, fmt.Errorf("removed meanwhile: %w", errdefs.ErrAborted)
+	case have.damaged:
+		return rootfs.Rootfs{}, fmt.Errorf("its record is damaged: remove it: %w", errdefs.ErrDataLoss)
 	case !s.isImage(have.Image, imageID):
 		return rootfs.Rootfs{}, fmt.Errorf("exists for image %s: %w", have.Image, errdefs.ErrAlreadyExists)
 	case have.Driver != s.driver.Name():
@@ -132,7 +137,8 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	return nil
 }
 
-// View implements Store. Where the snapshot driver can't use layers as they are, the view is made once per image and
+// View implements Store. It keeps nothing: who mounts it for longer than the image is sure to stay takes a Snapshot and
+// mounts that read-only. Where the snapshot driver can't use layers as they are, the view is made once per image and
 // goes with it.
 func (s *Disk) View(imageID string) (rootfs.Rootfs, error) {
 	s.mu.RLock()
@@ -197,7 +203,11 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 	delete(s.snapshots, key)
 	s.mu.Unlock()
 	s.running.Go(func() {
-		if err := errors.Join(removeAll(trash), s.sweep(r.Layers, nil)); err != nil {
+		sweep := func() error { return s.sweep(r.Layers, nil) }
+		if r.damaged { // it kept all layers from being removed
+			sweep = s.sweepAll
+		}
+		if err := errors.Join(removeAll(trash), sweep()); err != nil {
 			s.log.Warn("image store: files of a snapshot left until the next start", "snapshot", key, "error", err)
 		}
 	})

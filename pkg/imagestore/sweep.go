@@ -3,8 +3,10 @@ package imagestore
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -41,12 +43,22 @@ func (s *Disk) sweep(layers, blobs []digest.Digest) error {
 	return err
 }
 
+// sweepAll sweeps everything, what failed pulls left included.
+func (s *Disk) sweepAll() error {
+	s.mu.RLock()
+	layers, blobs := slices.Collect(maps.Keys(s.layers)), slices.Collect(maps.Keys(s.blobs))
+	s.mu.RUnlock()
+	return s.sweep(layers, blobs)
+}
+
 // forget drops from memory what nobody needs, and returns where it is.
 func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unknown {
-		return nil
+	for _, sn := range s.snapshots {
+		if sn.damaged {
+			return nil
+		}
 	}
 	needed := s.needed()
 	for _, id := range layers {

@@ -116,12 +116,15 @@ func (h *hop) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return errors.New("stopped after 10 redirects")
 	}
-	if req.URL.Scheme != "https" && via[0].URL.Scheme == "https" && !isLoopback(req.URL.Host) {
+	if req.URL.Scheme != "https" && via[0].URL.Scheme == "https" && !h.FallbackHTTP {
 		return fmt.Errorf("redirected from https to %s://%s: refused", req.URL.Scheme, req.URL.Host)
 	}
-	left := req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host
-	for _, v := range via[1:] {
-		left = left || v.URL.Host != via[0].URL.Host || v.URL.Scheme != via[0].URL.Scheme
+	away := func(u *url.URL) bool {
+		return u.Host != via[0].URL.Host || u.Scheme != via[0].URL.Scheme && !h.FallbackHTTP
+	}
+	left := away(req.URL)
+	for _, v := range via[1:] { // once away it is away, even if the chain comes back
+		left = left || away(v.URL)
 	}
 	if left {
 		req.Header.Del("Authorization")

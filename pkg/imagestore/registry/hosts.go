@@ -57,6 +57,9 @@ const maxHostsFile = 1 << 20
 // or a CA that somebody relies on.
 func LoadHosts(certsDirs []string, host string) ([]Host, error) {
 	for _, dir := range certsDirs {
+		if dir == "" {
+			continue
+		}
 		for _, name := range hostDirs(host) {
 			d := filepath.Join(dir, name)
 			if st, err := os.Stat(d); err != nil || !st.IsDir() {

@@ -117,7 +117,7 @@ func removeBelow(root int, path string) error {
 }
 
 func emptyBelow(root int, path string) error {
-	fd, base, err := openBelow(root, path+"/.")
+	fd, _, err := openBelow(root, path+"/.")
 	if absent(err) {
 		return nil
 	}
@@ -125,7 +125,6 @@ func emptyBelow(root int, path string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	_ = base
 	names, err := unpack.ReadNames(fd)
 	if err != nil {
 		return err
