@@ -37,11 +37,10 @@ func pull(t testing.TB, s *imagestore.Disk, ref string) *imagestore.Image {
 func TestNames(t *testing.T) {
 	testns.Root(t)
 	srv := serve(t)
-	one, two := small("one").Build(), small("two").Build()
+	one := small("one").Build()
 	srv.Put("a/img", "latest", one)
 	srv.Put("a/img", "v1", one)
-	cfg := config(t, t.TempDir())
-	s := open(t, cfg)
+	s := open(t, config(t, t.TempDir()))
 	repo := srv.Host + "/a/img"
 	pull(t, s, repo)
 	img := pull(t, s, repo+":v1")
@@ -67,7 +66,23 @@ func TestNames(t *testing.T) {
 		}
 	}
 
-	// A tag moves; the image it was on keeps its other names.
+}
+
+// TestNamesMove moves tags between images, by pulls and by hand, over a restart.
+func TestNamesMove(t *testing.T) {
+	testns.Root(t)
+	srv := serve(t)
+	one, two := small("one").Build(), small("two").Build()
+	srv.Put("a/img", "latest", one)
+	srv.Put("a/img", "v1", one)
+	cfg := config(t, t.TempDir())
+	s := open(t, cfg)
+	repo, id := srv.Host+"/a/img", one.ID
+	pull(t, s, repo)
+	img := pull(t, s, repo+":v1")
+	byDigest := repo + "@" + one.Manifest.Digest.String()
+
+	// The image a tag was on keeps its other names.
 	srv.Put("a/img", "v1", two)
 	pull(t, s, repo+":v1")
 	if old, err := s.Get(id.String()); err != nil || !slices.Equal(old.RepoTags, []string{repo + ":latest"}) {
