@@ -97,10 +97,21 @@ func TestOCI(t *testing.T) {
 func hideUnified(t *testing.T) {
 	t.Helper()
 	const at = "/sys/fs/cgroup/unified"
-	if unix.Unmount(at, unix.MNT_DETACH) != nil {
+	var st unix.Statfs_t
+	if unix.Statfs(at, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
 		return
 	}
+	if err := unix.Unmount(at, 0); err != nil {
+		t.Fatal(err)
+	}
+	// What lies below is the host's tmpfs; the runtime would make directories in it.
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
+		if err := unix.Unmount(at, 0); err != nil {
+			t.Error(err)
+		}
 		if err := unix.Mount("cgroup2", at, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			t.Error(err)
 		}
@@ -112,6 +123,10 @@ func removeCgroups(t *testing.T) {
 	t.Helper()
 	parents, _ := filepath.Glob("/sys/fs/cgroup/*" + testns.CgroupParent())
 	for _, p := range parents {
+		var st unix.Statfs_t
+		if unix.Statfs(p, &st) == nil && st.Type == unix.TMPFS_MAGIC {
+			continue // the cover of hideUnified
+		}
 		eventually(t, "rmdir "+p, func() bool {
 			children, _ := filepath.Glob(p + "/*/")
 			for _, c := range children {
