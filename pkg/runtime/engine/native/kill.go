@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +23,8 @@ const killRounds = 100
 func (c *container) Kill(ctx context.Context) error {
 	err := c.killCgroup(ctx)
 	// The first process also ends without a cgroup, and takes its pid namespace along.
-	if sig := c.init.Signal(unix.SIGKILL); err == nil && sig != nil && !c.init.ended() {
+	// NotFound: it is dead, and perhaps not yet reaped.
+	if sig := c.init.Signal(unix.SIGKILL); err == nil && sig != nil && !errdefs.IsNotFound(sig) {
 		err = sig
 	}
 	if err != nil {
