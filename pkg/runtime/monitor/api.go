@@ -120,9 +120,14 @@ type AttachRequest struct {
 //	(*Client) List(ctx) ([]State, error)
 //	(*Client) ReopenLog(ctx, id) error
 //	(*Client) Resize(ctx, id, width, height uint16) error
-//	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Close()
+//	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid int, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Close()
 //	(*Client) Attach(ctx, *AttachRequest) (*Attachment, error) // Attachment: Wait(ctx) error (container stopped or dropped), Close()
-//	(*Client) Events(ctx) (*Events, error)                  // first one created/stopped Event per known container, then changes
+//	(*Client) Events(ctx) (*Events, error)                  // first Known events, one per container there is, then changes; Events: Known int, Next(ctx) (Event, error), Close()
 //	(*Client) Shutdown(ctx) error                           // refused with ErrFailedPrecondition while containers exist
+//
+// Exec and Attach give cri-monitor duplicates of their files: the caller closes its own. Close of an Exec whose process
+// still runs kills the whole session: every process in its cgroup (native engine), or in its process tree (oci engine,
+// where one that has detached itself escapes). What an exec that ended by itself leaves behind runs on until the
+// container ends, as with containerd.
 //
 // and Launch(ctx, LaunchConfig) starts cri-monitor detached when no one listens.

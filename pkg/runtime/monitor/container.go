@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -108,7 +109,7 @@ func (c *container) exited(status reaper.Status) {
 		oom = n > c.oomKill
 	}
 	if !c.ownPids {
-		if err := c.ctr.Kill(ctx); err != nil {
+		if err := errors.Join(c.ctr.Kill(ctx), c.execs.kill()); err != nil {
 			c.s.log.Error("processes of an ended container may live on", "container", c.id, "err", err)
 		}
 	}
@@ -149,7 +150,7 @@ func (c *container) signal(sig unix.Signal) error {
 }
 
 func (c *container) kill(ctx context.Context) error {
-	if err := c.ctr.Kill(ctx); err != nil {
+	if err := errors.Join(c.ctr.Kill(ctx), c.execs.kill()); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
 	}
 	return nil

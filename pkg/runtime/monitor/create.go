@@ -29,6 +29,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 		return State{}, err
 	}
 	defer c.unlock()
+	s.trim.Reset(trimAfter)
 	st, err := c.create(ctx, req)
 	if err != nil {
 		if rerr := removeDir(c.dir); rerr != nil {
@@ -208,8 +209,8 @@ func (s *Server) delete(ctx context.Context, id string) error {
 }
 
 func (c *container) delete(ctx context.Context) error {
-	if err := c.ctr.Kill(ctx); err != nil {
-		return fmt.Errorf("kill: %w", err)
+	if err := c.kill(ctx); err != nil {
+		return err
 	}
 	if _, err := c.wait(ctx); err != nil {
 		return fmt.Errorf("processes do not end: %w", err)

@@ -2,8 +2,10 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +20,7 @@ type execSet struct {
 	seq   uint64
 	count int
 	idle  chan struct{}    // closed when count is 0; nil until somebody waits
-	left  []*sessionCgroup // of sessions that ended but left processes
+	dirs  []*sessionCgroup // of running sessions, and of those that left processes
 }
 
 func (e *execSet) begin() uint64 {
@@ -29,12 +31,19 @@ func (e *execSet) begin() uint64 {
 	return e.seq
 }
 
+// add notes a session's cgroup.
+func (e *execSet) add(cg *sessionCgroup) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dirs = append(e.dirs, cg)
+}
+
 // end forgets a session. Its cgroup (nil: none) is removed, now or when its last process has gone.
 func (e *execSet) end(cg *sessionCgroup) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if cg != nil {
-		e.left = append(e.left, cg)
+		cg.ended = true
 	}
 	e.sweep()
 	if e.count--; e.count == 0 && e.idle != nil {
@@ -43,19 +52,24 @@ func (e *execSet) end(cg *sessionCgroup) {
 	}
 }
 
-// sweep removes the cgroups that have become empty; rmdir(2) fails with EBUSY on the others.
+// sweep removes the cgroups of ended sessions that have become empty; rmdir(2) fails with EBUSY on the others.
 func (e *execSet) sweep() {
-	busy := e.left[:0]
-	for _, cg := range e.left {
-		if cg.remove() != nil {
-			busy = append(busy, cg)
-		}
+	e.dirs = slices.DeleteFunc(e.dirs, func(cg *sessionCgroup) bool { return cg.ended && cg.remove() == nil })
+	if len(e.dirs) == 0 {
+		e.dirs = nil
 	}
-	clear(e.left[len(busy):])
-	e.left = busy
-	if len(busy) == 0 {
-		e.left = nil
+}
+
+// kill ends all sessions, and what ended ones have left.
+func (e *execSet) kill() error {
+	e.mu.Lock()
+	dirs := slices.Clone(e.dirs)
+	e.mu.Unlock()
+	var errs []error
+	for _, cg := range dirs {
+		errs = append(errs, cg.kill())
 	}
+	return errors.Join(errs...)
 }
 
 // wait returns when no session is left.
@@ -82,10 +96,10 @@ func (e *execSet) wait(ctx context.Context) error {
 func (e *execSet) removeCgroups() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, cg := range e.left {
+	for _, cg := range e.dirs {
 		_ = cg.removeSoon()
 	}
-	e.left = nil
+	e.dirs = nil
 }
 
 // session is one exec.
@@ -116,6 +130,8 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 		var err error
 		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup, n); err != nil {
 			c.s.log.Warn("exec without a cgroup of its own", "container", c.id, "err", err)
+		} else {
+			c.execs.add(x.cg)
 		}
 	}
 	var err error

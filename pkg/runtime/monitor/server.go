@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sort"
 	"sync"
 	"time"
@@ -32,6 +33,10 @@ type ServerConfig struct {
 	Engine func(*OCIRuntime) (engine.Engine, error)
 }
 
+// trimAfter is how long after the last Create the heap's free pages go back to the kernel: specs are large while they
+// are decoded, and a process that lives for months should not keep that.
+const trimAfter = 3 * time.Second
+
 // Server is cri-monitor. All containers of one Server live in its process.
 type Server struct {
 	cfg     ServerConfig
@@ -41,6 +46,8 @@ type Server struct {
 	events  events
 	// oomScoreAdj is what processes get whose spec asks for nothing: the monitor's own before it lowered it.
 	oomScoreAdj int
+
+	trim *time.Timer // gives memory back after a burst of creates
 
 	lock *os.File
 	ln   *net.UnixListener
@@ -61,6 +68,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		oomScoreAdj: ownOOMScoreAdj(),
 		containers:  map[string]*container{},
 		conns:       map[*conn]struct{}{},
+		trim:        time.AfterFunc(trimAfter, debug.FreeOSMemory),
 	}
 	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "containers"), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -145,6 +153,7 @@ func (s *Server) Serve() error {
 	}
 	s.mu.Unlock()
 	s.work.Wait()
+	s.trim.Stop()
 	s.loop.Close()
 	s.lock.Close()
 	return nil

@@ -23,6 +23,7 @@ const settleTime = 5 * time.Second
 type sessionCgroup struct {
 	dir     string
 	unified bool
+	ended   bool // its session has; guarded by execSet.mu
 }
 
 // newSessionCgroup makes the cgroup of session n and returns where the session's process belongs: there, and in the
