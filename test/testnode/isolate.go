@@ -84,6 +84,19 @@ func Prepare() error {
 	return loopbackUp()
 }
 
+// HideUnified unmounts the cgroup2 of a hybrid cgroup hierarchy in the caller's mount namespace, if there is one.
+func HideUnified() error {
+	const dir = "/sys/fs/cgroup/unified"
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil //nolint:nilerr // not hybrid
+	}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("test node: unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
 func loopbackUp() error {
 	if i, err := net.InterfaceByName("lo"); err == nil && i.Flags&net.FlagUp != 0 {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -76,6 +77,9 @@ func (s Snapshot) mounts() {
 	}
 }
 
+// ours matches cgroups of pods and containers, of any runtime.
+var ours = regexp.MustCompile(`/(cri-|k8s\.io|kubepods)|/[^/]*[0-9a-f]{64}`)
+
 func (s Snapshot) cgroups() {
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
@@ -84,6 +88,9 @@ func (s Snapshot) cgroups() {
 		// Unit tests and nodes that run at the same time have their own; package testns and Node.Stop look after them.
 		if strings.HasPrefix(d.Name(), "cri-test-") || strings.HasPrefix(d.Name(), "cri-node-") {
 			return filepath.SkipDir
+		}
+		if !ours.MatchString(path) {
+			return nil // the machine's own: sessions, units and jobs of others come and go
 		}
 		s["cgroup "+path] = true
 		return nil

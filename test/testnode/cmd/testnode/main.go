@@ -27,6 +27,7 @@ func main() {
 	repo := flag.String("repo", "", "the repository's root; found upwards from the working directory if empty")
 	config := flag.String("config", "", "`file` with further cri-server configuration")
 	big := flag.Bool("big", false, "serve bench/big:200m too")
+	noUnified := flag.Bool("no-unified", false, "hide the cgroup2 of a hybrid hierarchy from the node: crun refuses such a machine")
 	logCopy := flag.String("log", "", "keep the server's log in this `file`")
 	flag.Parse()
 	if flag.NArg() == 0 {
@@ -36,6 +37,12 @@ func main() {
 	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if *noUnified {
+		if err := testnode.HideUnified(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	o := testnode.Options{Repo: *repo, Command: *command, Big: *big}
 	if *config != "" {

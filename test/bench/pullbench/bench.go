@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/imagetest"
+)
+
+func bench(ctx context.Context, o options) (err error) {
+	if err := enter(); err != nil {
+		return err
+	}
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "pullbench-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(o.dir)
+	}
+	srv, err := imagetest.Serve("127.0.0.1:5077")
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	for _, r := range recipes {
+		if !slices.Contains(o.images, r.name) {
+			continue
+		}
+		b, err := r.load(o.cache)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", r.name, err)
+		}
+		srv.Put(r.name, "v1", b)
+	}
+	all, err := peers(o)
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		defer p.stop()
+		if err := p.start(ctx); err != nil {
+			return err
+		}
+	}
+	results := map[string]map[*peer][]sample{}
+	for round := range o.rounds + 1 { // the first warms up: connections, heaps, directories
+		for _, image := range o.images {
+			for i := range all {
+				p := all[(i+round)%len(all)]
+				s, err := p.pull(ctx, srv.Host+"/"+image+":v1")
+				if err != nil {
+					return fmt.Errorf("%s: %w", image, err)
+				}
+				if round == 0 {
+					continue
+				}
+				if results[image] == nil {
+					results[image] = map[*peer][]sample{}
+				}
+				results[image][p] = append(results[image][p], s)
+				fmt.Fprintf(os.Stderr, "%d %s %s: %d ms, CPU %d ms, %d MB\n", round, image, p.name, s.wall.Milliseconds(), s.cpu.Milliseconds(), s.rss>>20)
+			}
+		}
+	}
+	return report(o, all, results)
+}
+
+func report(o options, all []*peer, results map[string]map[*peer][]sample) error {
+	t := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "image\truntime\tdurable\twall ms\tmin–max\tCPU ms\tpeak MB\twall : cri-server\tCPU")
+	for _, image := range o.images {
+		base := results[image][all[0]]
+		for _, p := range all {
+			s := results[image][p]
+			wall := func(s sample) float64 { return float64(s.wall) / float64(time.Millisecond) }
+			cpu := func(s sample) float64 { return float64(s.cpu) / float64(time.Millisecond) }
+			rss := func(s sample) float64 { return float64(s.rss) / (1 << 20) }
+			least := slices.MinFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
+			most := slices.MaxFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
+			fmt.Fprintf(t, "%s\t%s\t%s\t%.0f\t%.0f–%.0f\t%.0f\t%.0f\t%.2f\t%.2f\n", image, p.name, p.durable, median(s, wall), wall(least), wall(most),
+				median(s, cpu), median(s, rss), median(s, wall)/median(base, wall), median(s, cpu)/median(base, cpu))
+		}
+	}
+	return t.Flush()
+}
+
+func median(list []sample, of func(sample) float64) float64 {
+	v := make([]float64, 0, len(list))
+	for _, s := range list {
+		v = append(v, of(s))
+	}
+	slices.Sort(v)
+	n := len(v)
+	return (v[(n-1)/2] + v[n/2]) / 2
+}
