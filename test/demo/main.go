@@ -281,7 +281,7 @@ func (d *demo) remove() error {
 		}
 	}
 	if left := d.Leaks(d.before, []string{d.pod, d.web, d.app}); len(left) > 0 {
-		return fmt.Errorf("left on the node:\n\t%s", strings.Join(left, "\n\t"))
+		return fmt.Errorf("left on the node:\n\t%s", testnode.Lines(left))
 	}
 	fmt.Println("   Nothing of the pod is left: no namespace, mount, interface, rule, cgroup or file.")
 	return nil

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +57,7 @@ func outer(clean func(int)) int {
 	own, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/cri-node-%d", c.Process.Pid))
 	left = append(left, own...)
 	if len(left) > 0 {
-		fmt.Fprintln(os.Stderr, "LEAK: left on the machine:\n\t"+strings.Join(left, "\n\t"))
+		fmt.Fprintln(os.Stderr, "LEAK: left on the machine:\n\t"+Lines(left))
 		return max(code, 1)
 	}
 	if code == 0 && clean != nil {
@@ -93,6 +92,10 @@ func HideUnified() error {
 	}
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("test node: unmount %s: %w", dir, err)
+	}
+	// crun makes its directories there all the same; they must not be those of the machine's tmpfs below.
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return fmt.Errorf("test node: tmpfs on %s: %w", dir, err)
 	}
 	return nil
 }

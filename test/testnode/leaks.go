@@ -2,6 +2,7 @@ package testnode
 
 import (
 	"bufio"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshot is what can be left behind, seen from the namespaces of the caller: mounts, network namespaces, interfaces,
@@ -85,6 +88,9 @@ func (s Snapshot) cgroups() {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // cgroups come and go while one looks
 		}
+		if filepath.Dir(path) == "/sys/fs/cgroup" && d.Name() == "unified" && !isCgroup(path) {
+			return filepath.SkipDir // see HideUnified
+		}
 		// Unit tests and nodes that run at the same time have their own; package testns and Node.Stop look after them.
 		if strings.HasPrefix(d.Name(), "cri-test-") || strings.HasPrefix(d.Name(), "cri-node-") {
 			return filepath.SkipDir
@@ -95,6 +101,11 @@ func (s Snapshot) cgroups() {
 		s["cgroup "+path] = true
 		return nil
 	})
+}
+
+func isCgroup(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && (st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC)
 }
 
 func (s Snapshot) lines(kind, file string, fields int) {
@@ -128,4 +139,13 @@ func Find(ids []string, dirs ...string) []string {
 		})
 	}
 	return found
+}
+
+// Lines is a list for people: one a line, the first ones if they are many.
+func Lines(list []string) string {
+	const most = 30
+	if len(list) > most {
+		list = append(list[:most:most], fmt.Sprintf("and %d more", len(list)-most))
+	}
+	return strings.Join(list, "\n\t")
 }

@@ -108,10 +108,10 @@ func (n *Node) Stop() error {
 	}
 	left := endNode(n.opts.Command != "")
 	if len(left) > 0 {
-		errs = append(errs, fmt.Errorf("test node: left behind:\n\t%s", strings.Join(left, "\n\t")))
+		errs = append(errs, fmt.Errorf("test node: left behind:\n\t%s", Lines(left)))
 	}
 	if left := n.removeCgroups(); len(left) > 0 {
-		errs = append(errs, fmt.Errorf("test node: left cgroups:\n\t%s", strings.Join(left, "\n\t")))
+		errs = append(errs, fmt.Errorf("test node: left cgroups:\n\t%s", Lines(left)))
 	}
 	unmountBelow(n.State)
 	unmountBelow(n.Dir)
@@ -127,6 +127,9 @@ func (n *Node) cgroups() []string {
 	unified, _ := filepath.Glob("/sys/fs/cgroup" + n.opts.Cgroup)
 	var found []string
 	for _, root := range append(roots, unified...) {
+		if !isCgroup(root) {
+			continue
+		}
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				found = append(found, path)

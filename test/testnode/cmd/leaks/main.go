@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/seed-9a14075a/cri-server/test/testnode"
@@ -49,5 +48,5 @@ func run(what, file string) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	return fmt.Errorf("left on the machine:\n\t%s", strings.Join(left, "\n\t"))
+	return fmt.Errorf("left on the machine:\n\t%s", testnode.Lines(left))
 }

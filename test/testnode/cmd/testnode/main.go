@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/seed-9a14075a/cri-server/test/testnode"
@@ -97,7 +96,7 @@ func run(o testnode.Options, logCopy string, argv []string) (code int, err error
 		fmt.Printf("testnode: the program left %d pods, which were removed\n", left)
 	}
 	if leaks := n.Leaks(before, nil); len(leaks) > 0 && o.Command == "" {
-		err = errors.Join(err, errors.New("LEAK: left on the node:\n\t"+strings.Join(leaks, "\n\t")))
+		err = errors.Join(err, errors.New("LEAK: left on the node:\n\t"+testnode.Lines(leaks)))
 	}
 	return code, err
 }
