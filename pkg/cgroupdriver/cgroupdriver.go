@@ -83,6 +83,8 @@ type CPUStats struct {
 // MemoryStats: bytes, and counts of events since the cgroup was made.
 type MemoryStats struct {
 	Usage, WorkingSet, RSS, Cache, MappedFile uint64
+	ActiveFile, InactiveFile                  uint64
+	Kernel                                    uint64  // 0 on v1
 	Available                                 *uint64 // limit - working set; nil when unlimited
 	Limit                                     uint64  // 0: unlimited
 	MaxUsage                                  uint64

@@ -83,6 +83,7 @@ func memoryStatsV1(dir string, s *Stats) error {
 	}
 	m := &MemoryStats{
 		RSS: kv["total_rss"], Cache: kv["total_cache"], MappedFile: kv["total_mapped_file"],
+		ActiveFile: kv["total_active_file"], InactiveFile: kv["total_inactive_file"],
 		PageFaults: kv["total_pgfault"], MajorPageFaults: kv["total_pgmajfault"],
 	}
 	for _, f := range []struct {

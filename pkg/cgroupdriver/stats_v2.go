@@ -42,6 +42,7 @@ func memoryStatsV2(dir string, s *Stats) error {
 	}
 	m := &MemoryStats{
 		RSS: kv["anon"], Cache: kv["file"], MappedFile: kv["file_mapped"], PageFaults: kv["pgfault"], MajorPageFaults: kv["pgmajfault"],
+		ActiveFile: kv["active_file"], InactiveFile: kv["inactive_file"], Kernel: kv["kernel"],
 	}
 	if m.Usage, _, err = number(dir, "memory.current"); err != nil {
 		return err

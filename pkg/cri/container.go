@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -72,22 +73,27 @@ func (s *Server) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContai
 
 // ListContainers lists the containers that the filter lets through.
 func (s *Server) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	f := r.GetFilter()
-	items := []*runtimeapi.Container{}
-	for _, ctr := range s.containers.List() {
-		if !matchID(f.GetId(), ctr.ID) || !matchID(f.GetPodSandboxId(), ctr.SandboxID) ||
-			!matchLabels(f.GetLabelSelector(), ctr.Config.GetLabels()) ||
-			f.GetState() != nil && f.GetState().GetState() != containerState(ctr) {
-			continue
+	return &runtimeapi.ListContainersResponse{Containers: collect(s.eachContainer(r.GetFilter()))}, nil
+}
+
+func (s *Server) eachContainer(f *runtimeapi.ContainerFilter) iter.Seq[*runtimeapi.Container] {
+	return func(yield func(*runtimeapi.Container) bool) {
+		for _, ctr := range s.containers.List() {
+			if !matchID(f.GetId(), ctr.ID) || !matchID(f.GetPodSandboxId(), ctr.SandboxID) ||
+				!matchLabels(f.GetLabelSelector(), ctr.Config.GetLabels()) ||
+				f.GetState() != nil && f.GetState().GetState() != containerState(ctr) {
+				continue
+			}
+			image, ref := s.imageNames(ctr)
+			if !yield(&runtimeapi.Container{
+				Id: ctr.ID, PodSandboxId: ctr.SandboxID, Metadata: containerMetadata(ctr), Image: image, ImageRef: ref,
+				ImageId: ctr.ImageID, State: containerState(ctr), CreatedAt: max(1, nanos(ctr.CreatedAt)),
+				Labels: ctr.Config.GetLabels(), Annotations: ctr.Config.GetAnnotations(),
+			}) {
+				return
+			}
 		}
-		image, ref := s.imageNames(ctr)
-		items = append(items, &runtimeapi.Container{
-			Id: ctr.ID, PodSandboxId: ctr.SandboxID, Metadata: containerMetadata(ctr), Image: image, ImageRef: ref,
-			ImageId: ctr.ImageID, State: containerState(ctr), CreatedAt: max(1, nanos(ctr.CreatedAt)),
-			Labels: ctr.Config.GetLabels(), Annotations: ctr.Config.GetAnnotations(),
-		})
 	}
-	return &runtimeapi.ListContainersResponse{Containers: items}, nil
 }
 
 func containerMetadata(ctr *runtime.Container) *runtimeapi.ContainerMetadata {

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 
@@ -42,22 +43,30 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 
 // ListImages lists the images that the filter lets through.
 func (s *Server) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	resp := &runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{}}
-	if name := r.GetFilter().GetImage().GetImage(); name != "" {
-		image, err := s.images.Get(name)
-		if errdefs.IsNotFound(err) {
-			return resp, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		resp.Images = append(resp.Images, criImage(image))
-		return resp, nil
+	images, err := s.filterImages(r.GetFilter())
+	if err != nil {
+		return nil, err
 	}
-	for _, image := range s.images.List() {
-		resp.Images = append(resp.Images, criImage(image))
+	return &runtimeapi.ListImagesResponse{Images: collect(images)}, nil
+}
+
+// filterImages are all images, or the one that the filter names.
+func (s *Server) filterImages(f *runtimeapi.ImageFilter) (iter.Seq[*runtimeapi.Image], error) {
+	var list []*imagestore.Image
+	if name := f.GetImage().GetImage(); name == "" {
+		list = s.images.List()
+	} else if image, err := s.images.Get(name); err == nil {
+		list = append(list, image)
+	} else if !errdefs.IsNotFound(err) {
+		return nil, err
 	}
-	return resp, nil
+	return func(yield func(*runtimeapi.Image) bool) {
+		for _, image := range list {
+			if !yield(criImage(image)) {
+				return
+			}
+		}
+	}, nil
 }
 
 func criImage(i *imagestore.Image) *runtimeapi.Image {

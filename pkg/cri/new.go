@@ -165,14 +165,14 @@ func (s *Server) openPods() error {
 	if s.sandboxes, err = sandbox.Open(sandbox.Config{
 		RecordsDir: filepath.Join(s.cfg.Root, "sandboxes"), StateDir: s.cfg.State, NetnsDir: s.cfg.Network.NetnsDir,
 		Monitor: s.monitor, Cgroups: s.cgroups, Network: s.network, Handlers: s.handlers, Host: s.host,
-		Seccomp: seccomp.Compile, Pause: pauseRoot, ShmSize: s.cfg.ShmSize, Log: s.log,
+		Seccomp: seccomp.Compile, Pause: pauseRoot, ShmSize: s.cfg.ShmSize, Changed: s.sandboxChanged, Log: s.log,
 	}); err != nil {
 		return err
 	}
 	s.containers, err = runtime.Open(runtime.Config{
 		RecordsDir: filepath.Join(s.cfg.Root, "containers"), StateDir: s.cfg.State, Monitor: s.monitor, Cgroups: s.cgroups,
 		Images: s.images, Handlers: s.handlers, Host: s.host, Seccomp: seccomp.Compile,
-		ExecOutputLimit: s.cfg.MaxExecOutput, Log: s.log,
+		ExecOutputLimit: s.cfg.MaxExecOutput, Changed: s.containerChanged, Log: s.log,
 	})
 	return err
 }

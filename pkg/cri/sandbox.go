@@ -3,11 +3,11 @@ package cri
 import (
 	"context"
 	"fmt"
+	"iter"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
 )
 
@@ -73,6 +73,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSa
 
 // PodSandboxStatus tells the state of one sandbox.
 func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	now := s.events.clock.now() // before looking: see clock
 	sb, err := s.sandboxes.Get(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -80,13 +81,9 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSta
 	if sb.State == sandbox.Creating {
 		return nil, fmt.Errorf("sandbox %s is still being created: %w", sb.ID, errdefs.ErrNotFound)
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: sandboxStatus(sb)}
-	for _, ctr := range s.containers.OfSandbox(sb.ID) {
-		if ctr.State != runtime.Creating {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(ctr))
-		}
+	resp := &runtimeapi.PodSandboxStatusResponse{
+		Status: sandboxStatus(sb), ContainersStatuses: s.containerStatuses(sb.ID), Timestamp: now,
 	}
-	resp.Timestamp = timestamp()
 	if r.GetVerbose() {
 		if resp.Info, err = s.sandboxInfo(sb); err != nil {
 			return nil, err
@@ -139,20 +136,22 @@ func sandboxStatus(sb *sandbox.Sandbox) *runtimeapi.PodSandboxStatus {
 
 // ListPodSandbox lists the sandboxes that the filter lets through.
 func (s *Server) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	return &runtimeapi.ListPodSandboxResponse{Items: s.listSandboxes(r.GetFilter())}, nil
+	return &runtimeapi.ListPodSandboxResponse{Items: collect(s.eachSandbox(r.GetFilter()))}, nil
 }
 
-func (s *Server) listSandboxes(f *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
-	items := []*runtimeapi.PodSandbox{}
-	for _, sb := range s.sandboxes.List() {
-		if !matchID(f.GetId(), sb.ID) || !matchLabels(f.GetLabelSelector(), sb.Config.GetLabels()) ||
-			f.GetState() != nil && f.GetState().GetState() != sandboxState(sb) {
-			continue
+func (s *Server) eachSandbox(f *runtimeapi.PodSandboxFilter) iter.Seq[*runtimeapi.PodSandbox] {
+	return func(yield func(*runtimeapi.PodSandbox) bool) {
+		for _, sb := range s.sandboxes.List() {
+			if !matchID(f.GetId(), sb.ID) || !matchLabels(f.GetLabelSelector(), sb.Config.GetLabels()) ||
+				f.GetState() != nil && f.GetState().GetState() != sandboxState(sb) {
+				continue
+			}
+			if !yield(&runtimeapi.PodSandbox{
+				Id: sb.ID, Metadata: sandboxMetadata(sb), State: sandboxState(sb), CreatedAt: max(1, nanos(sb.CreatedAt)),
+				Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(), RuntimeHandler: sb.Handler,
+			}) {
+				return
+			}
 		}
-		items = append(items, &runtimeapi.PodSandbox{
-			Id: sb.ID, Metadata: sandboxMetadata(sb), State: sandboxState(sb), CreatedAt: max(1, nanos(sb.CreatedAt)),
-			Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(), RuntimeHandler: sb.Handler,
-		})
 	}
-	return items
 }

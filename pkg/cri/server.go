@@ -40,6 +40,7 @@ type Server struct {
 	sandboxes  *sandbox.Sandboxes
 	containers *runtime.Containers
 	streaming  *streamServer
+	events     eventBus
 	version    string // semantic
 	started    time.Time
 

@@ -34,8 +34,11 @@ func (s *Server) Admin() http.Handler {
 // handled by the daemon (log level).
 func (s *Server) Reload(*config.Config) {}
 
-// Drain ends the calls that have no end of their own: sessions of exec, attach and port-forward.
-func (s *Server) Drain() { s.streaming.close() }
+// Drain ends the calls that have no end of their own: sessions of exec, attach and port-forward, streams of events.
+func (s *Server) Drain() {
+	s.events.close()
+	s.streaming.close()
+}
 
 // Close waits for running operations, ends the background work and lets go of the stores. Pods run on. Drain must have
 // been called.

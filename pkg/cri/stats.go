@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"fmt"
+	"iter"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,31 +15,47 @@ import (
 )
 
 // ContainerStats tells the resource usage of one container.
-func (s *Server) ContainerStats(_ context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	ctr, err := s.containers.Get(r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ContainerStatsResponse{Stats: s.containers.Stats(ctr)}, nil
+	if ctr.State == runtime.Creating {
+		return nil, fmt.Errorf("container %s is still being created: %w", ctr.ID, errdefs.ErrNotFound)
+	}
+	s.containers.MeasureLayers(ctx, ctr)
+	stats, _ := s.containers.Stats(ctr)
+	return &runtimeapi.ContainerStatsResponse{Stats: stats}, nil
 }
 
 // ListContainerStats tells the resource usage of the running containers that the filter lets through.
-func (s *Server) ListContainerStats(_ context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	f := r.GetFilter()
-	resp := &runtimeapi.ListContainerStatsResponse{Stats: []*runtimeapi.ContainerStats{}}
-	for _, ctr := range s.containers.List() {
-		if ctr.State != runtime.Running || !matchID(f.GetId(), ctr.ID) || !matchID(f.GetPodSandboxId(), ctr.SandboxID) ||
-			!matchLabels(f.GetLabelSelector(), ctr.Config.GetLabels()) {
-			continue
+func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	list := collect(s.eachContainerStats(ctx, r.GetFilter()))
+	return &runtimeapi.ListContainerStatsResponse{Stats: list}, ctx.Err()
+}
+
+func (s *Server) eachContainerStats(ctx context.Context, f *runtimeapi.ContainerStatsFilter) iter.Seq[*runtimeapi.ContainerStats] {
+	return func(yield func(*runtimeapi.ContainerStats) bool) {
+		var list []*runtime.Container
+		for _, ctr := range s.containers.List() {
+			if ctr.State == runtime.Running && matchID(f.GetId(), ctr.ID) && matchID(f.GetPodSandboxId(), ctr.SandboxID) &&
+				matchLabels(f.GetLabelSelector(), ctr.Config.GetLabels()) {
+				list = append(list, ctr)
+			}
 		}
-		resp.Stats = append(resp.Stats, s.containers.Stats(ctr))
+		s.containers.MeasureLayers(ctx, list...)
+		for _, ctr := range list {
+			stats, _ := s.containers.Stats(ctr)
+			if ctx.Err() != nil || !yield(stats) {
+				return
+			}
+		}
 	}
-	return resp, nil
 }
 
 // PodSandboxStats tells the resource usage of one pod. An unknown id, also the empty one that kubelet probes with, is
 // NotFound: Unimplemented would make kubelet give up on these calls.
-func (s *Server) PodSandboxStats(_ context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	sb, err := s.sandboxes.Get(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -46,71 +63,104 @@ func (s *Server) PodSandboxStats(_ context.Context, r *runtimeapi.PodSandboxStat
 	if sb.State != sandbox.Ready {
 		return nil, fmt.Errorf("sandbox %s is not ready, it uses nothing: %w", sb.ID, errdefs.ErrNotFound)
 	}
-	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(sb)}, nil
+	running := runningIn(s.containers.OfSandbox(sb.ID))
+	s.containers.MeasureLayers(ctx, running...)
+	return &runtimeapi.PodSandboxStatsResponse{Stats: s.podStats(sb, running)}, nil
 }
 
 // ListPodSandboxStats tells the resource usage of the ready pods that the filter lets through.
-func (s *Server) ListPodSandboxStats(_ context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	f := r.GetFilter()
-	resp := &runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{}}
-	for _, sb := range s.sandboxes.List() {
-		if sb.State != sandbox.Ready || !matchID(f.GetId(), sb.ID) || !matchLabels(f.GetLabelSelector(), sb.Config.GetLabels()) {
-			continue
-		}
-		resp.Stats = append(resp.Stats, s.podStats(sb))
-	}
-	return resp, nil
+func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	list := collect(s.eachPodStats(ctx, r.GetFilter()))
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, ctx.Err()
 }
 
-// podStats sums up a pod: what its cgroup says where kubelet has made one, else pause and the containers.
-func (s *Server) podStats(sb *sandbox.Sandbox) *runtimeapi.PodSandboxStats {
+func (s *Server) eachPodStats(ctx context.Context, f *runtimeapi.PodSandboxStatsFilter) iter.Seq[*runtimeapi.PodSandboxStats] {
+	return func(yield func(*runtimeapi.PodSandboxStats) bool) {
+		running := bySandbox(runningIn(s.containers.List()))
+		var pods []*sandbox.Sandbox
+		var all []*runtime.Container
+		for _, sb := range s.sandboxes.List() {
+			if sb.State == sandbox.Ready && matchID(f.GetId(), sb.ID) && matchLabels(f.GetLabelSelector(), sb.Config.GetLabels()) {
+				pods = append(pods, sb)
+				all = append(all, running[sb.ID]...)
+			}
+		}
+		s.containers.MeasureLayers(ctx, all...)
+		for _, sb := range pods {
+			if ctx.Err() != nil || !yield(s.podStats(sb, running[sb.ID])) {
+				return
+			}
+		}
+	}
+}
+
+func bySandbox(list []*runtime.Container) map[string][]*runtime.Container {
+	m := map[string][]*runtime.Container{}
+	for _, ctr := range list {
+		m[ctr.SandboxID] = append(m[ctr.SandboxID], ctr)
+	}
+	return m
+}
+
+func runningIn(list []*runtime.Container) []*runtime.Container {
+	var running []*runtime.Container
+	for _, ctr := range list {
+		if ctr.State == runtime.Running {
+			running = append(running, ctr)
+		}
+	}
+	return running
+}
+
+// podStats sums up a pod: what its cgroup says where kubelet has made one, else pause and the containers. Linux is never
+// nil: kubelet 1.36 and 1.37 don't look.
+func (s *Server) podStats(sb *sandbox.Sandbox, running []*runtime.Container) *runtimeapi.PodSandboxStats {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
 	out := &runtimeapi.PodSandboxStats{Linux: linux, Attributes: &runtimeapi.PodSandboxAttributes{
 		Id: sb.ID, Metadata: sandboxMetadata(sb), Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(),
 	}}
-	var processes uint64
-	parts := []*cgroupdriver.Stats{}
-	if st, err := s.cgroups.Stats(sb.CgroupPath); err == nil {
-		parts = append(parts, st)
-	}
-	for _, ctr := range s.containers.OfSandbox(sb.ID) {
-		if ctr.State != runtime.Running {
-			continue
-		}
-		linux.Containers = append(linux.Containers, s.containers.Stats(ctr))
-		if st, err := s.cgroups.Stats(ctr.CgroupPath); err == nil {
-			parts = append(parts, st)
+	var parts []*cgroupdriver.Stats
+	for _, ctr := range running {
+		stats, read := s.containers.Stats(ctr)
+		linux.Containers = append(linux.Containers, stats)
+		if read != nil {
+			parts = append(parts, read)
 		}
 	}
-	for _, st := range parts {
-		if st.Pids != nil {
-			processes += st.Pids.Current
-		}
-	}
-	whole := sum(parts)
+	var whole *cgroupdriver.Stats
 	if sb.CgroupParent != "" {
-		if st, err := s.cgroups.Stats(sb.CgroupParent); err == nil {
-			whole = st
+		whole, _ = s.cgroups.Stats(sb.CgroupParent)
+	}
+	if whole == nil {
+		if read, err := s.cgroups.Stats(sb.CgroupPath); err == nil {
+			parts = append(parts, read)
 		}
+		whole = sum(parts)
 	}
 	now := timestamp()
-	if whole != nil {
-		linux.Cpu, linux.Memory, linux.Io = runtime.CPU(whole), runtime.Memory(whole), runtime.IO(whole)
-		if linux.Cpu != nil {
-			linux.Cpu.UsageNanoCores = &runtimeapi.UInt64Value{Value: s.containers.NanoCores(sb.ID, whole)}
-		}
-	}
-	linux.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: &runtimeapi.UInt64Value{Value: processes}}
 	linux.Network = networkUsage(sb, now)
+	linux.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: &runtimeapi.UInt64Value{}}
+	if whole == nil {
+		return out // the pod is going down
+	}
+	linux.Cpu, linux.Memory, linux.Io = runtime.CPU(whole), runtime.Memory(whole), runtime.IO(whole)
+	if linux.Cpu != nil {
+		linux.Cpu.UsageNanoCores = &runtimeapi.UInt64Value{Value: s.containers.NanoCores(sb.ID, sb.CreatedAt, whole)}
+	}
+	if whole.Pids != nil {
+		linux.Process.ProcessCount.Value = whole.Pids.Current
+	}
 	return out
 }
 
-// sum adds up what can be added; nil for nothing.
+// sum adds up what can be added; nil for nothing. Pressure can't be.
 func sum(parts []*cgroupdriver.Stats) *cgroupdriver.Stats {
 	if len(parts) == 0 {
 		return nil
 	}
-	total := &cgroupdriver.Stats{Time: parts[0].Time, CPU: &cgroupdriver.CPUStats{}, Memory: &cgroupdriver.MemoryStats{}}
+	total := &cgroupdriver.Stats{
+		Time: parts[0].Time, CPU: &cgroupdriver.CPUStats{}, Memory: &cgroupdriver.MemoryStats{}, Pids: &cgroupdriver.PidsStats{},
+	}
 	for _, p := range parts {
 		if p.CPU != nil {
 			total.CPU.Usage += p.CPU.Usage
@@ -121,6 +171,9 @@ func sum(parts []*cgroupdriver.Stats) *cgroupdriver.Stats {
 			total.Memory.RSS += m.RSS
 			total.Memory.PageFaults += m.PageFaults
 			total.Memory.MajorPageFaults += m.MajorPageFaults
+		}
+		if p.Pids != nil {
+			total.Pids.Current += p.Pids.Current
 		}
 	}
 	return total

@@ -10,8 +10,9 @@ import (
 
 // InterfaceCounters are what one interface has received and sent since it was made.
 type InterfaceCounters struct {
-	Name                                 string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+	Name                                    string
+	RxBytes, RxPackets, RxErrors, RxDropped uint64
+	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
 // Counters reads the counters of all interfaces in a network namespace with one netlink dump.
@@ -26,7 +27,8 @@ func Counters(netnsPath string) ([]InterfaceCounters, error) {
 			a := l.Attrs()
 			c := InterfaceCounters{Name: a.Name}
 			if s := a.Statistics; s != nil {
-				c.RxBytes, c.RxErrors, c.TxBytes, c.TxErrors = s.RxBytes, s.RxErrors, s.TxBytes, s.TxErrors
+				c.RxBytes, c.RxPackets, c.RxErrors, c.RxDropped = s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped
+				c.TxBytes, c.TxPackets, c.TxErrors, c.TxDropped = s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped
 			}
 			list = append(list, c)
 		}

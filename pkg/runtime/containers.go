@@ -112,7 +112,10 @@ type Config struct {
 	Seccomp func(*specs.LinuxSeccomp) ([]byte, error)
 	// ExecOutputLimit is the largest stdout plus stderr of ExecSync in bytes; what is more is thrown away.
 	ExecOutputLimit int64
-	Log             *slog.Logger
+	// Changed, if set, is told of every change of a picture once it can be seen: old is nil for a new container, now for one
+	// that is gone. Changes of one container are told one after the other, in order. It must not call back to change.
+	Changed func(old, now *Container)
+	Log     *slog.Logger
 }
 
 // Containers is the set of containers of this node. It is safe for concurrent use.
@@ -124,6 +127,7 @@ type Containers struct {
 	edits   operation.Locks // one change of a picture at a time
 	filters *filters
 	rates   rates
+	layers  layers
 	reaping sync.WaitGroup
 
 	mu     sync.RWMutex
@@ -194,9 +198,10 @@ func (c *Containers) Known(id string) bool {
 	return c.byID[id] != nil
 }
 
+// set shows a picture. The caller holds the container's edits lock, or is alone with it.
 func (c *Containers) set(ctr *Container) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	old := c.byID[ctr.ID]
 	c.byID[ctr.ID] = ctr
 	if m := ctr.Config.GetMetadata(); m != nil {
 		c.byKey[Key(ctr.SandboxID, m)] = ctr.ID
@@ -204,11 +209,15 @@ func (c *Containers) set(ctr *Container) {
 	if ctr.State == Exited || ctr.State == Unknown {
 		c.settled(ctr.ID)
 	}
+	c.mu.Unlock()
+	if c.cfg.Changed != nil {
+		c.cfg.Changed(old, ctr)
+	}
 }
 
 func (c *Containers) drop(ctr *Container) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	old := c.byID[ctr.ID]
 	delete(c.byID, ctr.ID)
 	if m := ctr.Config.GetMetadata(); m != nil {
 		c.ops.Forget("create " + Key(ctr.SandboxID, m))
@@ -217,6 +226,10 @@ func (c *Containers) drop(ctr *Container) {
 		delete(c.byKey, Key(ctr.SandboxID, m))
 	}
 	c.settled(ctr.ID)
+	c.mu.Unlock()
+	if c.cfg.Changed != nil && old != nil {
+		c.cfg.Changed(old, nil)
+	}
 }
 
 // settled wakes those who wait for the container's end; mu is held.

@@ -111,16 +111,29 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	op.Stage("publish")
 	next.State = Created
 	next.Timeline = op.Timeline()
-	if err := c.save(&next); err != nil {
+	if err := c.publish(&next); err != nil {
 		return nil, err
 	}
-	c.set(&next)
 	// Whoever stops the sandbox first makes it not ready and then looks for its containers: either they see this one, or
 	// it sees them.
 	if !pod.Ready() {
 		return nil, fmt.Errorf("sandbox %s was stopped meanwhile: %w", pod.ID, errdefs.ErrFailedPrecondition)
 	}
 	return &next, nil
+}
+
+// publish records and shows a finished container; what happens to it from now on comes after.
+func (c *Containers) publish(ctr *Container) error {
+	unlock, err := c.edits.Lock(context.Background(), ctr.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.save(ctr); err != nil {
+		return err
+	}
+	c.set(ctr)
+	return nil
 }
 
 // build makes the cgroup and lets cri-monitor make the container.

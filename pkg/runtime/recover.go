@@ -23,10 +23,12 @@ func Open(cfg Config) (*Containers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp filters: %w", err)
 	}
-	return &Containers{
+	c := &Containers{
 		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}), filters: f,
 		byID: map[string]*Container{}, byKey: map[string]string{}, exited: map[string]chan struct{}{},
-	}, nil
+	}
+	c.layers = layers{measure: cfg.Images.SnapshotUsage, tasks: &c.reaping}
+	return c, nil
 }
 
 // Recover brings records and kernel together, given what cri-monitor knows: a container that was half made is taken

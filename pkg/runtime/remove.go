@@ -62,6 +62,7 @@ func (c *Containers) discard(ctx context.Context, ctr *Container) error {
 		return fmt.Errorf("remove container %s: record: %w", ctr.ID, err)
 	}
 	c.rates.forget(ctr.ID)
+	c.layers.forget(ctr.ID)
 	c.drop(ctr)
 	return nil
 }

@@ -42,7 +42,7 @@ func TestRates(t *testing.T) {
 	var r rates
 	at := time.Unix(1000, 0)
 	read := func(d time.Duration, usage uint64) uint64 {
-		return r.nanoCores("x", &cgroupdriver.Stats{Time: at.Add(d), CPU: &cgroupdriver.CPUStats{Usage: usage}})
+		return r.nanoCores("x", at, &cgroupdriver.Stats{Time: at.Add(d), CPU: &cgroupdriver.CPUStats{Usage: usage}})
 	}
 	for _, step := range []struct {
 		name  string

@@ -1,38 +1,35 @@
 package runtime
 
 import (
-	"sync"
-	"time"
-
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 )
 
-// Stats reads a container's resource usage from its cgroup and its writable layer. For a container that does not run
-// only the writable layer is told.
-func (c *Containers) Stats(ctr *Container) *runtimeapi.ContainerStats {
+// Stats reads a container's resource usage from its cgroup; of its writable layer it tells what MeasureLayers has found.
+// The second result is the reading itself, nil for a container that does not run.
+func (c *Containers) Stats(ctr *Container) (*runtimeapi.ContainerStats, *cgroupdriver.Stats) {
 	s := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id: ctr.ID, Metadata: ctr.Config.GetMetadata(), Labels: ctr.Config.GetLabels(), Annotations: ctr.Config.GetAnnotations(),
 	}}
-	if usage, err := c.cfg.Images.SnapshotUsage(ctr.ID); err == nil {
+	if usage, ok := c.LayerUsage(ctr.ID); ok {
 		s.WritableLayer = &runtimeapi.FilesystemUsage{
 			Timestamp: usage.Time.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: usage.Mountpoint},
-			UsedBytes: &runtimeapi.UInt64Value{Value: usage.Bytes}, InodesUsed: &runtimeapi.UInt64Value{Value: usage.Inodes},
+			UsedBytes: u64(usage.Bytes), InodesUsed: u64(usage.Inodes),
 		}
 	}
 	if ctr.State != Running && ctr.State != Created {
-		return s
+		return s, nil
 	}
 	st, err := c.cfg.Cgroups.Stats(ctr.CgroupPath)
 	if err != nil {
-		return s // it has ended this moment
+		return s, nil // it has ended this moment
 	}
 	s.Cpu, s.Memory, s.Swap, s.Io = CPU(st), Memory(st), Swap(st), IO(st)
 	if s.Cpu != nil {
-		s.Cpu.UsageNanoCores = u64(c.rates.nanoCores(ctr.ID, st))
+		s.Cpu.UsageNanoCores = u64(c.rates.nanoCores(ctr.ID, ctr.StartedAt, st))
 	}
-	return s
+	return s, st
 }
 
 func u64(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
@@ -89,53 +86,4 @@ func psi(p *cgroupdriver.PSI) *runtimeapi.PsiStats {
 		return &runtimeapi.PsiData{Total: l.Total, Avg10: l.Avg10, Avg60: l.Avg60, Avg300: l.Avg300}
 	}
 	return &runtimeapi.PsiStats{Some: line(p.Some), Full: line(p.Full)}
-}
-
-// NanoCores is the CPU usage of a cgroup since it was last asked for under the same name, in 1e-9 cores.
-func (c *Containers) NanoCores(name string, st *cgroupdriver.Stats) uint64 {
-	return c.rates.nanoCores(name, st)
-}
-
-// minRateInterval is the shortest time over which a rate is taken; kubelet, crictl and others may all ask at once.
-const minRateInterval = 500 * time.Millisecond
-
-// rates turns the counters of CPU usage into rates.
-type rates struct {
-	mu   sync.Mutex
-	last map[string]sample
-}
-
-type sample struct {
-	at    time.Time
-	usage uint64
-	rate  uint64
-}
-
-func (r *rates) nanoCores(id string, st *cgroupdriver.Stats) uint64 {
-	if st.CPU == nil {
-		return 0
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.last == nil {
-		r.last = map[string]sample{}
-	}
-	old, ok := r.last[id]
-	now := sample{at: st.Time, usage: st.CPU.Usage}
-	d := now.at.Sub(old.at)
-	switch {
-	case !ok:
-	case d < minRateInterval:
-		return old.rate
-	case now.usage >= old.usage:
-		now.rate = uint64(float64(now.usage-old.usage) / d.Seconds())
-	}
-	r.last[id] = now
-	return now.rate
-}
-
-func (r *rates) forget(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.last, id)
 }

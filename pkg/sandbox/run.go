@@ -101,11 +101,24 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 	op.Stage("publish")
 	next.State = Ready
 	next.Timeline = op.Timeline()
-	if err := s.save(&next); err != nil {
+	if err := s.publish(&next); err != nil {
 		return nil, err
 	}
-	s.set(&next)
 	return &next, nil
+}
+
+// publish records and shows a finished sandbox; what happens to it from now on comes after.
+func (s *Sandboxes) publish(sb *Sandbox) error {
+	unlock, err := s.edits.Lock(context.Background(), sb.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.save(sb); err != nil {
+		return err
+	}
+	s.set(sb)
+	return nil
 }
 
 // raise brings up network namespace, network and pause, as far as they allow at the same time.

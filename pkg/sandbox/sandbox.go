@@ -111,6 +111,9 @@ type Config struct {
 	Pause rootfs.Rootfs
 	// ShmSize in bytes of a pod's /dev/shm; 0 means 64 MiB.
 	ShmSize int64
+	// Changed, if set, is told of every change of a picture once it can be seen: old is nil for a new sandbox, now for one
+	// that is gone. Changes of one sandbox are told one after the other, in order. It must not call back to change.
+	Changed func(old, now *Sandbox)
 	Log     *slog.Logger
 }
 
@@ -169,25 +172,33 @@ func (s *Sandboxes) List() []*Sandbox {
 	return list
 }
 
-// set replaces the picture of a sandbox.
+// set replaces the picture of a sandbox. The caller holds its edits lock, or is alone with it.
 func (s *Sandboxes) set(sb *Sandbox) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	old := s.byID[sb.ID]
 	s.byID[sb.ID] = sb
 	if sb.Config.GetMetadata() != nil {
 		s.byKey[Key(sb.Config.Metadata)] = sb.ID
+	}
+	s.mu.Unlock()
+	if s.cfg.Changed != nil {
+		s.cfg.Changed(old, sb)
 	}
 }
 
 func (s *Sandboxes) drop(sb *Sandbox) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	old := s.byID[sb.ID]
 	delete(s.byID, sb.ID)
 	if m := sb.Config.GetMetadata(); m != nil {
 		s.ops.Forget("run " + Key(m))
 	}
 	if m := sb.Config.GetMetadata(); m != nil && s.byKey[Key(m)] == sb.ID {
 		delete(s.byKey, Key(m))
+	}
+	s.mu.Unlock()
+	if s.cfg.Changed != nil && old != nil {
+		s.cfg.Changed(old, nil)
 	}
 }
 
