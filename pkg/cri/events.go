@@ -38,7 +38,7 @@ func (s *Server) recover(ctx context.Context) error {
 	}
 	s.sweepCgroups(ctx)
 	for _, key := range s.images.Snapshots() {
-		if !s.containers.Known(key) {
+		if !s.containers.OwnsSnapshot(key) {
 			s.log.Info("removing a snapshot that has no record", "snapshot", key)
 			if err := s.images.RemoveSnapshot(ctx, key); err != nil {
 				s.log.Error("remove a snapshot", "snapshot", key, "error", err)

@@ -99,12 +99,16 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
 	op.Stage("spec")
-	sp, err := c.spec(pod, &next, image)
-	if err != nil {
-		return nil, err
+	vols := c.volumes(ctx, pod, &next)
+	sp, err := c.spec(pod, &next, image, vols.mount)
+	if err == nil {
+		next.Process = sp.Process
+		err = c.build(ctx, op, pod, &next, sp)
 	}
-	next.Process = sp.Process
-	if err := c.build(ctx, op, pod, &next, sp); err != nil {
+	if undo := vols.release(); undo != nil {
+		c.cfg.Log.Warn("mounts of image volumes are left until the next start", "container", ctr.ID, "error", undo)
+	}
+	if err != nil {
 		return nil, err
 	}
 
@@ -176,8 +180,11 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 	return nil
 }
 
+// imageMount shows the root of the image that a mount names, with an SELinux label, and returns where.
+type imageMount = func(m *runtimeapi.Mount, label string) (string, error)
+
 // spec makes the container's OCI spec.
-func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image) (*specs.Spec, error) {
+func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, volume imageMount) (*specs.Spec, error) {
 	view, err := c.cfg.Images.View(image.ID)
 	if err != nil {
 		return nil, fmt.Errorf("image root: %w", err)
@@ -196,6 +203,7 @@ func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image) (*s
 		Namespaces: namespaces(pod, target), CgroupPath: ctr.CgroupPath, SandboxID: pod.ID, ImageName: ctr.Config.GetImage().GetUserSpecifiedImage(),
 		PrivilegedPod: pod.Config.GetLinux().GetSecurityContext().GetPrivileged(),
 		Hostname:      pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
+		ImageMount: volume,
 	})
 }
 

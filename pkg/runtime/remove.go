@@ -53,6 +53,9 @@ func (c *Containers) discard(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Images.RemoveSnapshot(ctx, ctr.ID); err != nil {
 		return fmt.Errorf("remove container %s: snapshot: %w", ctr.ID, err)
 	}
+	if err := c.removeVolumes(ctx, ctr); err != nil {
+		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
+	}
 	unlock, err := c.edits.Lock(ctx, ctr.ID) // a late change must not bring the record back
 	if err != nil {
 		return err

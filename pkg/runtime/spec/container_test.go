@@ -152,7 +152,7 @@ func TestMounts(t *testing.T) {
 	image := func(sub string) func(*Input, *secctx) {
 		return func(in *Input, c *secctx) {
 			with(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "i"}, ImageSubPath: sub})(in, c)
-			in.ImageMount = func(*runtimeapi.Mount) (string, error) { return dir, nil }
+			in.ImageMount = func(*runtimeapi.Mount, string) (string, error) { return dir, nil }
 		}
 	}
 	data := mountOf("/data")

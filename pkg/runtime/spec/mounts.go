@@ -111,7 +111,7 @@ func podFiles(in *Input) []*runtimeapi.Mount {
 }
 
 func bindMount(in *Input, s *specs.Spec, m *runtimeapi.Mount) (*specs.Mount, error) {
-	src, err := source(in, m)
+	src, err := source(in, s, m)
 	if err != nil {
 		return nil, err
 	}
@@ -142,10 +142,12 @@ func bindMount(in *Input, s *specs.Spec, m *runtimeapi.Mount) (*specs.Mount, err
 		opts = append(opts, o)
 	}
 	uids, gids := mappings(m.GetUidMappings()), mappings(m.GetGidMappings())
-	if (len(uids) > 0 || len(gids) > 0) && !in.Host.IDMappedMounts {
+	if m.GetImage() != nil {
+		uids, gids = nil, nil // ImageMount has seen to it, and to the label
+	} else if (len(uids) > 0 || len(gids) > 0) && !in.Host.IDMappedMounts {
 		return nil, fmt.Errorf("id-mapped mounts need Linux 5.12: %w", errdefs.ErrNotImplemented)
 	}
-	if m.GetSelinuxRelabel() && s.Linux.MountLabel != "" {
+	if m.GetSelinuxRelabel() && m.GetImage() == nil && s.Linux.MountLabel != "" {
 		if err := label.Relabel(src, s.Linux.MountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
 			return nil, fmt.Errorf("relabel %s: %w", src, err)
 		}
@@ -167,9 +169,9 @@ func checkRRO(h *Host, m *runtimeapi.Mount) error {
 }
 
 // source returns the path to bind, with all symlinks followed: what is checked here is what is mounted.
-func source(in *Input, m *runtimeapi.Mount) (string, error) {
+func source(in *Input, s *specs.Spec, m *runtimeapi.Mount) (string, error) {
 	if m.GetImage() != nil {
-		return imageSource(in, m)
+		return imageSource(in, s, m)
 	}
 	if m.GetImageSubPath() != "" {
 		return "", invalid("image_sub_path %q without image", m.GetImageSubPath())
@@ -190,7 +192,7 @@ func source(in *Input, m *runtimeapi.Mount) (string, error) {
 
 // imageSource finds image_sub_path inside the image: symlinks of the image are followed inside its root, a path that
 // names something outside is refused (KEP-4639).
-func imageSource(in *Input, m *runtimeapi.Mount) (string, error) {
+func imageSource(in *Input, s *specs.Spec, m *runtimeapi.Mount) (string, error) {
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("%w: image %s: %w", crierrors.ErrImageVolumeMountFailed, m.GetImage().GetImage(), err)
 	}
@@ -200,7 +202,7 @@ func imageSource(in *Input, m *runtimeapi.Mount) (string, error) {
 	if in.ImageMount == nil {
 		return fail(fmt.Errorf("image mounts: %w", errdefs.ErrNotImplemented))
 	}
-	root, err := in.ImageMount(m)
+	root, err := in.ImageMount(m, s.Linux.MountLabel)
 	if err != nil {
 		return fail(err)
 	}

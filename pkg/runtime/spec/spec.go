@@ -58,9 +58,10 @@ type Input struct {
 	PrivilegedPod bool
 	// ProcessLabel is the pod's SELinux label, whose level containers without options of their own share.
 	ProcessLabel string
-	// ImageMount returns the host path of the root of a mount's image, mounted read-only and kept for as long as the
+	// ImageMount returns the host path of the root of a mount's image, mounted read-only with an SELinux label ("" for
+	// none) and the mount's id mappings, and kept until the container is built. Its files stay for as long as the
 	// container lives. Nil: image mounts are refused.
-	ImageMount func(*runtimeapi.Mount) (string, error)
+	ImageMount func(m *runtimeapi.Mount, label string) (string, error)
 	// HostDevices lists what a privileged container gets. Nil: every device node below /dev.
 	HostDevices func() ([]specs.LinuxDevice, error)
 	// CDI adds devices by their fully qualified names. Nil: the specs in /etc/cdi and /var/run/cdi.
