@@ -80,6 +80,7 @@ func (s *Server) sandboxInfo(sb *sandbox.Sandbox) (map[string]string, error) {
 		}
 	}
 	pod.Network = networkInfo(sb)
+	pod.Resources, pod.Overhead = podResources(sb.Resources), podResources(sb.Overhead)
 	return infoJSON(map[string]any{"info": pod})
 }
 

@@ -25,9 +25,12 @@ type Pod struct {
 	// Broken says why the pod's record can't be read.
 	Broken string `json:"broken,omitempty"`
 	// Pid is that of pause, 0 when it has ended.
-	Pid        int                  `json:"pid"`
-	Namespaces []Namespace          `json:"namespaces,omitempty"`
-	Cgroup     *Cgroup              `json:"cgroup,omitempty"`
+	Pid        int         `json:"pid"`
+	Namespaces []Namespace `json:"namespaces,omitempty"`
+	Cgroup     *Cgroup     `json:"cgroup,omitempty"`
+	// Resources of all containers together and Overhead of the pod itself, as kubelet last told.
+	Resources  *Resources           `json:"resources,omitempty"`
+	Overhead   *Resources           `json:"overhead,omitempty"`
 	Network    *Network             `json:"network,omitempty"`
 	Files      map[string]string    `json:"files,omitempty"` // what they are for → path on the host
 	Processes  []Process            `json:"processes,omitempty"`
@@ -90,6 +93,15 @@ type Cgroup struct {
 	PidsMax     *int64  `json:"pids_max,omitempty"`
 	PidsCurrent *int64  `json:"pids_current,omitempty"`
 	CPUUsage    *uint64 `json:"cpu_usage_ns,omitempty"`
+}
+
+// Resources are what was asked for; 0 stands for nothing asked.
+type Resources struct {
+	CPUPeriod int64             `json:"cpu_period_us,omitempty"`
+	CPUQuota  int64             `json:"cpu_quota_us,omitempty"` // µs of CPU time per period, -1 without limit
+	CPUShares int64             `json:"cpu_shares,omitempty"`
+	Memory    int64             `json:"memory_limit,omitempty"` // bytes
+	Unified   map[string]string `json:"unified,omitempty"`
 }
 
 // Network is a pod's attachment.

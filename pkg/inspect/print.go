@@ -3,6 +3,8 @@ package inspect
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -45,6 +47,8 @@ func (pod *Pod) WriteText(w io.Writer, containers []*Container) error {
 		p.field(2, "link", link(n))
 	}
 	p.common(pod.Namespaces, pod.Cgroup)
+	p.field(1, "resources", pod.Resources.String())
+	p.field(1, "overhead", pod.Overhead.String())
 	var names []string
 	for name := range pod.Files {
 		names = append(names, name)
@@ -63,6 +67,26 @@ func (pod *Pod) WriteText(w io.Writer, containers []*Container) error {
 		p.container(c)
 	}
 	return p.err
+}
+
+// String is empty for nil.
+func (r *Resources) String() string {
+	if r == nil {
+		return ""
+	}
+	var parts []string
+	for _, part := range []struct {
+		name  string
+		value int64
+	}{{"cpu_shares", r.CPUShares}, {"cpu_quota", r.CPUQuota}, {"cpu_period", r.CPUPeriod}, {"memory", r.Memory}} {
+		if part.value != 0 {
+			parts = append(parts, fmt.Sprintf("%s=%d", part.name, part.value))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Unified)) {
+		parts = append(parts, k+"="+r.Unified[k])
+	}
+	return strings.Join(parts, " ")
 }
 
 // WriteText writes the container for a reader.

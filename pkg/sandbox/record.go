@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,23 +29,36 @@ type record struct {
 	CgroupPath   string             `json:"cgroup_path,omitempty"`
 	CgroupParent string             `json:"cgroup_parent,omitempty"`
 	Files        Files              `json:"files"`
+	Overhead     []byte             `json:"overhead,omitempty"`
+	Resources    []byte             `json:"resources,omitempty"`
 	Timeline     operation.Timeline `json:"timeline,omitzero"`
 }
 
 func (s *Sandboxes) save(sb *Sandbox) error {
 	config, err := proto.Marshal(sb.Config)
-	if err != nil {
+	overhead, err1 := proto.Marshal(sb.Overhead)
+	resources, err2 := proto.Marshal(sb.Resources)
+	if err := errors.Join(err, err1, err2); err != nil {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
 	}
 	err = s.records.Put(sb.ID, record{
 		Config: config, Handler: sb.Handler, State: sb.State, Released: sb.Released, CreatedAt: sb.CreatedAt,
 		Pid: sb.Pid, NetNS: sb.NetNS, Network: sb.Network, CgroupPath: sb.CgroupPath, CgroupParent: sb.CgroupParent,
-		Files: sb.Files, Timeline: sb.Timeline,
+		Files: sb.Files, Overhead: overhead, Resources: resources, Timeline: sb.Timeline,
 	})
 	if err != nil {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
 	}
 	return nil
+}
+
+// unmarshal: nothing and empty resources are the same.
+func unmarshal(b []byte) (*runtimeapi.LinuxContainerResources, error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	r := &runtimeapi.LinuxContainerResources{}
+	return r, proto.Unmarshal(b, r)
 }
 
 func fromRecord(id string, r *record) (*Sandbox, error) {
@@ -58,6 +72,12 @@ func fromRecord(id string, r *record) (*Sandbox, error) {
 	}
 	if sb.Config.Metadata == nil {
 		return nil, fmt.Errorf("config has no metadata")
+	}
+	var err1, err2 error
+	sb.Overhead, err1 = unmarshal(r.Overhead)
+	sb.Resources, err2 = unmarshal(r.Resources)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, fmt.Errorf("resources: %w", err)
 	}
 	return sb, nil
 }

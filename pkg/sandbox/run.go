@@ -68,7 +68,8 @@ func (s *Sandboxes) existing(key string, config *runtimeapi.PodSandboxConfig, ha
 
 func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
 	id := objectid.New()
-	sb := &Sandbox{ID: id, Config: config, Handler: handlerName, State: Creating, CreatedAt: time.Now()}
+	sb := &Sandbox{ID: id, Config: config, Handler: handlerName, State: Creating, CreatedAt: time.Now(),
+		Overhead: config.GetLinux().GetOverhead(), Resources: config.GetLinux().GetResources()}
 
 	op.Stage("cgroup path")
 	sb.CgroupParent = config.GetLinux().GetCgroupParent()

@@ -60,7 +60,9 @@ type Sandbox struct {
 	// CgroupPath is pause's cgroup; CgroupParent what the pod's containers are put under.
 	CgroupPath, CgroupParent string
 	Files                    Files
-	Timeline                 operation.Timeline
+	// Overhead and Resources are those of the pod as a whole, with later updates; nil if kubelet did not tell.
+	Overhead, Resources *runtimeapi.LinuxContainerResources
+	Timeline            operation.Timeline
 	// Broken says why the record could not be read; such a sandbox is listed, stopped and removed, nothing else.
 	Broken string
 }
