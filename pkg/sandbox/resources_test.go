@@ -34,7 +34,7 @@ func podOf(id string, st State) *Sandbox {
 func TestUpdateResources(t *testing.T) {
 	s := openEmpty(t, t.TempDir())
 	ctx := context.Background()
-	for id, st := range map[string]State{"ready": Ready, "stopped": NotReady, "new": Creating} {
+	for id, st := range map[string]State{"aa": Ready, "bb": NotReady, "cc": Creating} {
 		if err := s.publish(podOf(id, st)); err != nil {
 			t.Fatal(err)
 		}
@@ -43,21 +43,23 @@ func TestUpdateResources(t *testing.T) {
 	for _, tt := range []struct {
 		id      string
 		refused func(error) bool
-	}{{"", errdefs.IsNotFound}, {"unknown", errdefs.IsNotFound}, {"new", errdefs.IsNotFound}, {"stopped", errdefs.IsFailedPrecondition}} {
+	}{{"", errdefs.IsNotFound}, {"dd", errdefs.IsNotFound}, {"cc", errdefs.IsNotFound}, {"bb", errdefs.IsFailedPrecondition}} {
 		if err := s.UpdateResources(ctx, tt.id, over, res); !tt.refused(err) {
 			t.Errorf("%q: %v", tt.id, err)
 		}
 	}
-	for _, step := range []struct{ over, res, wantOver, wantRes *runtimeapi.LinuxContainerResources }{
+	for _, step := range []struct {
+		over, res, wantOver, wantRes *runtimeapi.LinuxContainerResources
+	}{
 		{nil, nil, nil, nil},
 		{over, nil, over, nil},
 		{nil, res, over, res},
 		{res, over, res, over},
 	} {
-		if err := s.UpdateResources(ctx, "ready", step.over, step.res); err != nil {
+		if err := s.UpdateResources(ctx, "aa", step.over, step.res); err != nil {
 			t.Fatal(err)
 		}
-		sb, err := s.Get("ready")
+		sb, err := s.Get("aa")
 		if err != nil || !proto.Equal(sb.Overhead, step.wantOver) || !proto.Equal(sb.Resources, step.wantRes) {
 			t.Errorf("got %v and %v (%v), want %v and %v", sb.Overhead, sb.Resources, err, step.wantOver, step.wantRes)
 		}
