@@ -124,6 +124,7 @@ func (c *capture) open(b *budget) error {
 	if c.r, c.w, err = os.Pipe(); err != nil {
 		return err
 	}
+	blocking(c.w)
 	c.done = make(chan struct{})
 	go func() {
 		defer close(c.done)
@@ -141,6 +142,10 @@ func (c *capture) open(b *budget) error {
 	}()
 	return nil
 }
+
+// blocking makes the end of a pipe that a program gets an ordinary one: os.Pipe's are non-blocking, which the program
+// would see, and few expect.
+func blocking(f *os.File) { f.Fd() }
 
 // finish waits for the end of output, not longer than drainTimeout.
 func (c *capture) finish() []byte {

@@ -29,6 +29,7 @@ func (p *plumbing) input() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	blocking(theirs)
 	p.theirs, p.ours, p.stdin = append(p.theirs, theirs), append(p.ours, ours), ours
 	return theirs, nil
 }
@@ -39,6 +40,7 @@ func (p *plumbing) output(w io.Writer) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	blocking(theirs)
 	p.theirs, p.ours = append(p.theirs, theirs), append(p.ours, ours)
 	p.copyOut(w, ours)
 	return theirs, nil
