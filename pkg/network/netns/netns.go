@@ -92,10 +92,15 @@ func Remove(path string) error {
 	return nil
 }
 
-// Check is nil when path is a network namespace; errdefs.ErrNotFound when there is nothing, and
-// errdefs.ErrFailedPrecondition when it is something else.
+// Check is nil when path is a network namespace; errdefs.ErrNotFound when there is nothing, or the empty file of a pin
+// that was cut short, and errdefs.ErrFailedPrecondition when it is something else.
 func Check(path string) error {
 	fd, err := open(path)
+	if errdefs.IsFailedPrecondition(err) {
+		if st, e := os.Lstat(path); e == nil && st.Mode().IsRegular() && st.Size() == 0 {
+			return fmt.Errorf("network namespace %s was never pinned: %w", path, errdefs.ErrNotFound)
+		}
+	}
 	if err != nil {
 		return err
 	}
