@@ -4,6 +4,9 @@
 // forked, children it inherited from an OCI runtime that has exited, and strangers orphaned in a pid namespace that it
 // shares. One Reaper per process collects them all; nothing else in the process may call wait (os/exec included:
 // use Fork). Command runs a program to its end that way.
+//
+// Attend takes over processes of a predecessor, whose parent may be another: the kernel tells through a pidfd how
+// those ended.
 package reaper
 
 import (
@@ -21,10 +24,18 @@ const maxUnclaimed = 4096
 // Status is how a process ended.
 type Status struct {
 	unix.WaitStatus
+	// Unknown: the process was no child of ours and the kernel does not tell how it ended; see Attend.
+	Unknown bool
 }
 
-// Code is the exit code as a shell and the CRI count it: 128+n for a death by signal n.
+// UnknownCode is the exit code of a process whose end nobody saw; the CRI's convention.
+const UnknownCode = 255
+
+// Code is the exit code as a shell and the CRI count it: 128+n for a death by signal n; UnknownCode if it is not known.
 func (s Status) Code() int {
+	if s.Unknown {
+		return UnknownCode
+	}
 	if s.Signaled() {
 		return 128 + int(s.Signal())
 	}
@@ -108,29 +119,56 @@ type Reaper struct {
 	seq       uint64 // exits seen so far
 
 	sigs chan os.Signal
-	stop chan struct{}
 	gone sync.WaitGroup
+
+	run  sync.Mutex
+	stop chan struct{} // nil while paused
+	far  watcher
 }
 
 // New starts reaping. There must be one Reaper per process; Close ends it.
 func New() *Reaper {
-	r := &Reaper{
-		children:  map[int]*Child{},
-		unclaimed: map[int]exit{},
-		sigs:      make(chan os.Signal, 1),
-		stop:      make(chan struct{}),
-	}
-	signal.Notify(r.sigs, unix.SIGCHLD)
-	r.gone.Add(1)
-	go r.loop()
+	r := NewPaused()
+	r.Resume()
 	return r
+}
+
+// NewPaused returns a Reaper that reaps nothing before Resume: a process that was handed its children by execve(2)
+// must know them first, see Attend.
+func NewPaused() *Reaper {
+	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}, sigs: make(chan os.Signal, 1)}
+	signal.Notify(r.sigs, unix.SIGCHLD)
+	return r
+}
+
+// Resume starts reaping, after NewPaused or Pause.
+func (r *Reaper) Resume() {
+	r.run.Lock()
+	defer r.run.Unlock()
+	if r.stop == nil {
+		r.stop = make(chan struct{})
+		r.gone.Add(1)
+		go r.loop(r.stop)
+	}
+}
+
+// Pause stops reaping: when it has returned, children that end stay zombies, to be reaped after Resume or by the
+// program that takes this one's place by execve(2).
+func (r *Reaper) Pause() {
+	r.run.Lock()
+	defer r.run.Unlock()
+	if r.stop != nil {
+		close(r.stop)
+		r.stop = nil
+		r.gone.Wait()
+	}
 }
 
 // Close stops reaping; children still alive are no longer waited for.
 func (r *Reaper) Close() {
+	r.Pause()
 	signal.Stop(r.sigs)
-	close(r.stop)
-	r.gone.Wait()
+	r.far.close()
 }
 
 // Fork calls fork, which starts a child process and returns its pid, and registers the child. Forks run in parallel
@@ -169,13 +207,13 @@ func (r *Reaper) register(pid int, since uint64) *Child {
 	return c
 }
 
-func (r *Reaper) loop() {
+func (r *Reaper) loop(stop <-chan struct{}) {
 	defer r.gone.Done()
 	for {
 		r.reap()
 		select {
 		case <-r.sigs:
-		case <-r.stop:
+		case <-stop:
 			return
 		}
 	}
@@ -192,7 +230,7 @@ func (r *Reaper) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		r.settle(pid, Status{ws})
+		r.settle(pid, Status{WaitStatus: ws})
 	}
 }
 

@@ -103,7 +103,7 @@ func TestAdopt(t *testing.T) {
 
 func TestUnclaimed(t *testing.T) {
 	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}}
-	status := func(n int) Status { return Status{unix.WaitStatus(n << 8)} }
+	status := func(n int) Status { return Status{WaitStatus: unix.WaitStatus(n << 8)} }
 	r.settle(5, status(1))
 	if c := r.register(5, 1); isDone(c) {
 		t.Error("an exit from before the fork was taken for the child's")

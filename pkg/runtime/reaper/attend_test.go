@@ -1,0 +1,121 @@
+package reaper
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// grandchild starts a shell that starts a process and then does as after says. The process ends as how says, when the
+// returned file is closed.
+func grandchild(t *testing.T, how, after string) (pid, pidfd int, end *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, tell, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := `{ read x; ` + how + `; } <&0 & echo $!; exec >&- <&-; ` + after
+	if _, err := theReaper().Fork(func() (int, error) {
+		return syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{r.Fd(), tell.Fd(), 2}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	tell.Close()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Close()
+	if _, err := fmt.Sscan(strings.TrimSpace(line), &pid); err != nil {
+		t.Fatal(err)
+	}
+	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(pidfd) })
+	return pid, pidfd, w
+}
+
+// The parent of a foreign process may reap it, or leave it a zombie: its status is known either way.
+func TestAttendForeign(t *testing.T) {
+	const suicide = `kill -9 $(exec sh -c 'echo $PPID')`
+	for _, tt := range []struct {
+		name, how, after string
+		code             int
+	}{
+		{"reaped", "exit 42", "wait", 42}, {"reaped success", "exit 0", "wait", 0}, {"reaped signal", suicide, "wait", 137},
+		{"orphan", "exit 42", "exit", 42}, {"orphan signal", suicide, "exit", 137},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			pid, pidfd, end := grandchild(t, tt.how, tt.after)
+			c, err := theReaper().Attend(pid, pidfd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-c.Done():
+				t.Fatal("done before the end")
+			default:
+			}
+			end.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			s, err := c.Wait(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Unknown || s.Code() != tt.code {
+				t.Errorf("status %+v, code %d, want %d", s, s.Code(), tt.code)
+			}
+		})
+	}
+}
+
+// A child that ended while nobody reaped is not lost, and is still known as a child.
+func TestPause(t *testing.T) {
+	r := theReaper()
+	r.Pause()
+	defer r.Resume()
+	pidfd := -1
+	c, err := r.Fork(func() (int, error) {
+		return syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exit 7"},
+			&syscall.ProcAttr{Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{PidFD: &pidfd}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10_000); n != 1 {
+		t.Fatal("it does not end", err)
+	}
+	if again, err := r.Attend(c.Pid(), pidfd); err != nil || again != c {
+		t.Errorf("attend of a zombie: %v, %v", again, err)
+	}
+	select {
+	case <-c.Done():
+		t.Error("reaped while paused")
+	default:
+	}
+	r.Resume()
+	if s, err := c.Wait(t.Context()); err != nil || s.Code() != 7 {
+		t.Errorf("status %v, %v", s, err)
+	}
+}
+
+func TestUnknown(t *testing.T) {
+	if c := (Status{Unknown: true}).Code(); c != UnknownCode {
+		t.Error(c)
+	}
+}
