@@ -25,14 +25,21 @@ func (r Rootfs) overlayByMount(o Options) (int, error) {
 	done := make(chan result, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// But the main thread doesn't end so; as long as it is held here, the next goroutine gets another.
+			defer runtime.UnlockOSThread()
+			fd, err := r.overlayByMount(o)
+			done <- result{fd, err}
+			return
+		}
 		fd, err := r.mountHere(o)
+		if err != nil {
+			err = fmt.Errorf("mount overlay: %w", err)
+		}
 		done <- result{fd, err}
 	}()
 	res := <-done
-	if res.err != nil {
-		return -1, fmt.Errorf("mount overlay: %w", res.err)
-	}
-	return res.fd, nil
+	return res.fd, res.err
 }
 
 func (r Rootfs) mountHere(o Options) (int, error) {

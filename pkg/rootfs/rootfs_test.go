@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -220,5 +221,30 @@ func TestIDMapped(t *testing.T) {
 	}
 	if unix.Geteuid() != 0 {
 		t.Error("ids are not back")
+	}
+}
+
+// The main thread would keep the mount namespace for good.
+func TestMountSparesMainThread(t *testing.T) {
+	r := stack(t, 2, false)
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				if fd, err := r.overlayByMount(Options{}); err != nil {
+					t.Error(err)
+				} else {
+					unix.Close(fd)
+				}
+			})
+		}
+		wg.Wait()
+		if now, err := os.Readlink("/proc/self/ns/mnt"); err != nil || now != before {
+			t.Fatalf("the main thread is in %s instead of %s (%v)", now, before, err)
+		}
 	}
 }

@@ -229,8 +229,8 @@ func (b *builder) workdir() error {
 	return nil
 }
 
-// pivot makes the root the container's. It moves the waiting stub's root and directory along, since both are the old
-// root (pivot_root(2)).
+// pivot makes the root the container's. It moves the waiting stub's root and directory along where both are the old root
+// (pivot_root(2)); after joinPIDs they are not.
 func (b *builder) pivot() error {
 	for _, fd := range b.readOnlyLater {
 		if err := (attrChange{set: unix.MOUNT_ATTR_RDONLY}).apply(fd, false); err != nil {
@@ -250,6 +250,11 @@ func (b *builder) pivot() error {
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("detach the host's mounts: %w", err)
+	}
+	if b.ns.joined[unix.CLONE_NEWPID] != nil {
+		if err := b.stub.do(opRoot, 0, nil, b.root); err != nil {
+			return fmt.Errorf("enter the root: %w", err)
+		}
 	}
 	if p, ok := propagations[b.spec.Linux.RootfsPropagation]; ok {
 		// Not recursive: what is mounted below has the propagation that its own options gave it. pivot_root refuses

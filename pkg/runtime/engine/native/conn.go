@@ -21,6 +21,7 @@ const (
 	opFSMount
 	opTTY
 	opExec
+	opRoot
 )
 
 // maxPayload is the most that the stub takes with one order.

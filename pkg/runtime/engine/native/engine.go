@@ -23,6 +23,7 @@ type Engine struct {
 	image  *os.File // the stub, in a sealed memfd
 	proc   *os.File // a procfs that nobody else can reach, or mount anything over
 	null   *os.File // the host's /dev/null, O_PATH
+	empty  *os.File // an empty, read-only directory
 	caps   uint64   // what this process has and may pass on
 	// stubProc is set once the kernel has refused proc's pidns= option.
 	stubProc atomic.Bool
@@ -55,6 +56,12 @@ func (e *Engine) open() (err error) {
 	if e.null, err = openNull(); err != nil {
 		return err
 	}
+	const attrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	fd, err := newFS("tmpfs", []option{{"mode", "555"}, {"nr_inodes", "1"}}, attrs)
+	if err != nil {
+		return err
+	}
+	e.empty = os.NewFile(uintptr(fd), "empty")
 	e.caps, err = ownCaps(e.proc)
 	return err
 }
@@ -64,7 +71,7 @@ func (e *Engine) Name() string { return "native" }
 
 // Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
 func (e *Engine) Close() error {
-	for _, f := range []*os.File{e.image, e.proc, e.null} {
+	for _, f := range []*os.File{e.image, e.proc, e.null, e.empty} {
 		if f != nil {
 			f.Close()
 		}
@@ -86,8 +93,13 @@ func sealedImage() (*os.File, error) {
 	f := os.NewFile(uintptr(fd), name)
 	_, err = f.Write(stubImage)
 	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS,
-			unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+		// Linux 6.3: the mode is sealed too. Else whoever opens some stub's /proc/PID/exe could keep the node from ever
+		// executing it again.
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_EXEC)
+		if errors.Is(err, unix.EINVAL) {
+			_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+		}
 	}
 	if err != nil {
 		f.Close()

@@ -140,35 +140,27 @@ func (c *container) track(p *process) {
 	c.execs = append(c.execs, p)
 }
 
-// fork runs on a thread to be thrown away: a process can be born into another pid namespace, but not move there.
-func (s *session) fork(ctx context.Context) error {
-	c := s.c
-	pidfd, err := c.init.dup()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(pidfd)
-	if c.joins&unix.CLONE_NEWPID != 0 {
-		if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
-			return gone(err)
-		}
-	}
+// fork runs on a thread to be thrown away, since it may bind that to other CPUs.
+func (s *session) fork(ctx context.Context) (err error) {
 	if err := setAffinity(0, s.affinity().Initial); err != nil {
 		return fmt.Errorf("execCPUAffinity.initial: %w", err)
 	}
 	l := launch{cgroup: s.cgroup(), stdio: [3]*os.File{s.config.Stdin, s.config.Stdout, s.config.Stderr}}
-	if s.stub, err = c.engine.fork(l); err != nil {
+	if s.stub, err = s.c.engine.fork(l); err != nil {
 		return err
 	}
 	s.release = s.stub.guard(ctx)
-	if !s.config.Process.Terminal {
-		return nil
-	}
-	return s.openTerminal(pidfd)
+	return nil
 }
 
-// openTerminal opens a pseudoterminal of the container's devpts, for which the thread enters its mount namespace.
-func (s *session) openTerminal(pidfd int) error {
+// openTerminal opens a pseudoterminal of the container's devpts, for which the thread, one to be thrown away, enters its
+// mount namespace.
+func (s *session) openTerminal() error {
+	pidfd, err := s.c.init.dup()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -200,7 +192,9 @@ func (s *session) openTerminal(pidfd int) error {
 }
 
 // join moves the stub into the cgroup and then into all namespaces at once; in the other order a cgroup namespace
-// would show it the host's path.
+// would show it the host's path. Into the pid namespace goes a child of it, made when nothing of the host is left to be
+// seen: there are processes there which may have the right to look into others (CAP_SYS_PTRACE), through /proc/PID/root,
+// and this process's own child would, before its execve, share all memory and files with it.
 func (s *session) join() error {
 	if err := s.stub.joinV1(s.cgroup()); err != nil {
 		return err
@@ -210,7 +204,7 @@ func (s *session) join() error {
 		return err
 	}
 	defer unix.Close(pidfd)
-	if flags := s.c.joins &^ unix.CLONE_NEWPID; flags != 0 {
+	if flags := s.c.joins; flags != 0 {
 		if err := s.stub.do(opSetns, uint64(flags), nil, pidfd); err != nil {
 			return gone(err)
 		}
@@ -219,6 +213,14 @@ func (s *session) join() error {
 		if err := s.stub.do(opSetID, 0, nil); err != nil {
 			return fmt.Errorf("become root of the user namespace: %w", err)
 		}
+	}
+	if s.c.joins&unix.CLONE_NEWPID != 0 {
+		if err := s.stub.refork(0); err != nil {
+			return err
+		}
+	}
+	if s.config.Process.Terminal {
+		return onThread(s.openTerminal)
 	}
 	return nil
 }

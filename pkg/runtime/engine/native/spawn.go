@@ -2,6 +2,7 @@ package native
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -10,7 +11,7 @@ import (
 
 // threadJoins are the namespaces that the forking thread can join before the fork, in the order that works: those that
 // don't decide about the right to join the others.
-var threadJoins = []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWPID}
+var threadJoins = []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP}
 
 // clonable are the namespaces that the stub is forked into; the cgroup namespace comes when it is in its cgroup.
 const clonable = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET
@@ -28,7 +29,8 @@ func (b *builder) spawn() (err error) {
 	l.stdio[0], l.stdio[1], l.stdio[2] = b.config.Stdin, b.config.Stdout, b.config.Stderr
 	// Go's own CLONE_NEWUSER is a full fork, which copies the page tables of the whole process, and a time namespace
 	// takes effect for children only: such a stub is forked plainly and forks itself.
-	twoStep := b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME)
+	// A joined pid namespace has others in it, see joinPIDs.
+	twoStep := b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME) || b.ns.joined[unix.CLONE_NEWPID] != nil
 	if twoStep {
 		l.flags = 0
 	}
@@ -88,7 +90,26 @@ func (b *builder) secondStep() error {
 			return err
 		}
 	}
+	if f := b.ns.joined[unix.CLONE_NEWPID]; f != nil {
+		if err := b.joinPIDs(f); err != nil {
+			return err
+		}
+	}
 	return s.refork(b.ns.made & clonable)
+}
+
+// joinPIDs makes the stub's children be born into a pid namespace that has processes. Those may have the right to look
+// into others (CAP_SYS_PTRACE), and must not come to the host's files through /proc/PID/root, or to this process's
+// memory and files, which its own child would share until its execve. So it is the stub's child that goes there, with an
+// empty root until pivot.
+func (b *builder) joinPIDs(f *os.File) error {
+	if err := b.stub.do(opRoot, 0, nil, int(b.engine.empty.Fd())); err != nil {
+		return fmt.Errorf("empty root: %w", err)
+	}
+	if err := b.stub.do(opSetns, unix.CLONE_NEWPID, nil, int(f.Fd())); err != nil {
+		return fmt.Errorf("join %s: %w", f.Name(), err)
+	}
+	return nil
 }
 
 func (s *stub) newUserNS(m idMap) error {

@@ -117,7 +117,7 @@ func (s *stub) refork(flags uintptr) error {
 	})
 	if err != nil {
 		closeFD(pidfd)
-		return fmt.Errorf("fork in the user namespace: %w", err)
+		return fmt.Errorf("fork in the namespaces: %w", err)
 	}
 	unix.Close(s.pidfd)
 	s.child, s.pidfd = child, pidfd

@@ -57,7 +57,7 @@ __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
 #define S5(n,a,b,c,d,e) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),0)
 #define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
 
-enum { OP_CGROUP = 1, OP_UNSHARE, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC };
+enum { OP_CGROUP = 1, OP_UNSHARE, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT };
 enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8 };
 enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
 	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
@@ -212,6 +212,7 @@ static long confine(struct identity *c, uint32_t *groups, struct sock_fprog *pro
 	TRY(STEP_GROUPS, S2(SYS_setgroups, c->ngroups, groups));
 	TRY(STEP_GID, S3(SYS_setresgid, c->gid, c->gid, c->gid));
 	TRY(STEP_UID, S3(SYS_setresuid, c->uid, c->uid, c->uid));
+	S2(SYS_prctl, PR_SET_DUMPABLE, 0);	// the change of ids has set it to fs.suid_dumpable, which may be 1
 	TRY(STEP_KEEPCAPS, S2(SYS_prctl, PR_SET_KEEPCAPS, 0));
 	return 0;
 }
@@ -353,6 +354,10 @@ static int stub(void) {
 		case OP_SETID: r = setid(); break;
 		case OP_FSMOUNT: r = fsmount(buf, buf + o.len, o.a, &out); break;
 		case OP_TTY: r = nfds ? tty() : -EBADF; break;
+		case OP_ROOT:
+			r = nfds ? S1(SYS_fchdir, fds[0]) : -EBADF;
+			if (r >= 0) r = S1(SYS_chroot, ".");
+			break;
 		case OP_EXEC:
 			r = become(buf, o.len, &step);
 			answer(r, step, -1);
