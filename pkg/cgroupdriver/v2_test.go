@@ -163,7 +163,7 @@ func TestStatsV2(t *testing.T) {
 	d := fake(t, map[string]string{
 		"c/cpu.stat":            "usage_usec 300\nuser_usec 200\nsystem_usec 100\nnr_periods 9\nnr_throttled 4\nthrottled_usec 55\n",
 		"c/cpu.pressure":        "some avg10=1.50 avg60=2.00 avg300=3.00 total=7\nfull avg10=0.00 avg60=0.00 avg300=0.25 total=1\n",
-		"c/memory.stat":         "anon 100\nfile 50\nfile_mapped 10\ninactive_file 30\npgfault 5\npgmajfault 2\n",
+		"c/memory.stat":         "anon 100\nfile 50\nkernel 60\nfile_mapped 10\nactive_file 40\ninactive_file 30\npgfault 5\npgmajfault 2\n",
 		"c/memory.current":      "200\n",
 		"c/memory.max":          "1000\n",
 		"c/memory.peak":         "400\n",
@@ -183,7 +183,7 @@ func TestStatsV2(t *testing.T) {
 		Time: got.Time,
 		CPU: &CPUStats{Usage: 300000, User: 200000, System: 100000, Periods: 9, ThrottledPeriods: 4, ThrottledTime: 55000,
 			PSI: &PSI{Some: PSILine{1.5, 2, 3, 7000}, Full: PSILine{0, 0, 0.25, 1000}}},
-		Memory: &MemoryStats{Usage: 200, WorkingSet: 170, RSS: 100, Cache: 50, MappedFile: 10, Available: p(uint64(830)), Limit: 1000,
+		Memory: &MemoryStats{Usage: 200, WorkingSet: 170, RSS: 100, Cache: 50, MappedFile: 10, ActiveFile: 40, InactiveFile: 30, Kernel: 60, Available: p(uint64(830)), Limit: 1000,
 			MaxUsage: 400, PageFaults: 5, MajorPageFaults: 2, FailCount: 6, OOMKills: 1, EventsHigh: 3, EventsMax: 6},
 		Swap: &SwapStats{Usage: 20, Available: p(uint64(40))},
 		Pids: &PidsStats{Current: 3},
@@ -202,7 +202,7 @@ func TestStatsV1(t *testing.T) {
 	files := map[string]string{
 		"c/cpuacct.usage": "300\n", "c/cpuacct.usage_user": "200\n", "c/cpuacct.usage_sys": "100\n",
 		"c/cpu.stat":                    "nr_periods 9\nnr_throttled 4\nthrottled_time 55\n",
-		"c/memory.stat":                 "cache 1\nrss 1\ninactive_file 1\ntotal_cache 50\ntotal_rss 100\ntotal_mapped_file 10\ntotal_inactive_file 30\ntotal_pgfault 5\ntotal_pgmajfault 2\ntotal_swap 20\n",
+		"c/memory.stat":                 "cache 1\nrss 1\ninactive_file 1\ntotal_cache 50\ntotal_rss 100\ntotal_mapped_file 10\ntotal_active_file 40\ntotal_inactive_file 30\ntotal_pgfault 5\ntotal_pgmajfault 2\ntotal_swap 20\n",
 		"c/memory.usage_in_bytes":       "20\n",
 		"c/memory.limit_in_bytes":       "9223372036854771712\n",
 		"c/memory.max_usage_in_bytes":   "400\n",
@@ -228,7 +228,7 @@ func TestStatsV1(t *testing.T) {
 		Time: got.Time,
 		CPU:  &CPUStats{Usage: 300, User: 200, System: 100, Periods: 9, ThrottledPeriods: 4, ThrottledTime: 55},
 		// More inactive file pages than usage: the two are not read at one instant.
-		Memory: &MemoryStats{Usage: 20, WorkingSet: 0, RSS: 100, Cache: 50, MappedFile: 10, MaxUsage: 400, PageFaults: 5, MajorPageFaults: 2,
+		Memory: &MemoryStats{Usage: 20, WorkingSet: 0, RSS: 100, Cache: 50, MappedFile: 10, ActiveFile: 40, InactiveFile: 30, MaxUsage: 400, PageFaults: 5, MajorPageFaults: 2,
 			FailCount: 7, OOMKills: 2, EventsMax: 7},
 		Swap: &SwapStats{Usage: 20},
 		Pids: &PidsStats{Current: 3, Limit: 10},
