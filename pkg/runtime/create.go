@@ -115,6 +115,7 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	op.Stage("publish")
 	next.State = Created
 	next.Timeline = op.Timeline()
+	next.Timeline.Running = false // what follows is telling others
 	if err := c.publish(&next); err != nil {
 		return nil, err
 	}

@@ -66,5 +66,6 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 			n.Pid = 0
 		}
 		n.StartTimeline = op.Timeline()
+		n.StartTimeline.Running = false
 	})
 }

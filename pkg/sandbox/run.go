@@ -102,6 +102,7 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 	op.Stage("publish")
 	next.State = Ready
 	next.Timeline = op.Timeline()
+	next.Timeline.Running = false // what follows is telling others
 	if err := s.publish(&next); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,10 @@ const (
 	token    = "token-for-ada"
 )
 
+// distance is how far away the registry is. A spec of critest wants a pull of an image whose layers are there already to
+// take longer than a millisecond.
+const distance = 2 * time.Millisecond
+
 // Registry is a read-only OCI distribution server. What is below some repository prefixes misbehaves:
 //
 //	private/  wants a bearer token, which the token realm gives for User and Password
@@ -119,6 +123,7 @@ func serveToken(w http.ResponseWriter, q *http.Request) {
 }
 
 func (r *Registry) serveManifest(w http.ResponseWriter, q *http.Request, repo, ref string) {
+	time.Sleep(distance)
 	key := repo + ":" + ref
 	if strings.Contains(ref, ":") {
 		key = repo + "@" + ref
