@@ -75,8 +75,8 @@ func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDe
 	return resp, nil
 }
 
-// ListPodSandboxMetrics measures the ready pods and their running containers. A container has about 60 values of about
-// 350 bytes: a node with more than some 700 containers needs StreamPodSandboxMetrics.
+// ListPodSandboxMetrics measures the ready pods and their running containers. A container has about 55 values, 16 KiB:
+// beyond 1000 containers the answer is larger than clients take, and StreamPodSandboxMetrics is needed.
 func (s *Server) ListPodSandboxMetrics(ctx context.Context, _ *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: collect(s.eachPodMetrics(ctx))}, ctx.Err()
 }

@@ -94,7 +94,7 @@ func (l *layers) walk() {
 		u.queued = false
 		switch {
 		case err == nil:
-			u.usage, u.due = usage, end.Add(max(layerMaxAge, layerShare*end.Sub(begin)))
+			u.usage, u.due = usage, end.Add(layerPause(end.Sub(begin)))
 		case l.byID[id] == u: // the container is going
 			delete(l.byID, id)
 		}
@@ -104,6 +104,9 @@ func (l *layers) walk() {
 		l.mu.Unlock()
 	}
 }
+
+// layerPause is how long to wait after a measurement that took so long.
+func layerPause(took time.Duration) time.Duration { return max(layerMaxAge, layerShare*took) }
 
 func (l *layers) get(id string) (imagestore.Usage, bool) {
 	l.mu.Lock()
