@@ -11,6 +11,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,6 +29,33 @@ type Engine interface {
 	// Create builds the container up to, but without, the first instruction of its process: namespaces, mounts,
 	// cgroup, limits. On error nothing is left behind. The caller keeps ownership of every file in c.
 	Create(ctx context.Context, c *Config) (Container, error)
+
+	// Adopt goes on with a container that an engine of the same name has saved, in another process: the one that this
+	// has replaced by execve(2), or one that has died. It takes over the files in s, also on error. The processes may
+	// have another parent by now; see reaper.Attend. ErrDataLoss when s can't be understood.
+	Adopt(ctx context.Context, s *Saved) (*Adopted, error)
+}
+
+// Saved is a container as Adopt needs it.
+type Saved struct {
+	Data json.RawMessage `json:"data"` // the engine's own
+	// Files are descriptors in an order of the engine's own. Those that Save returns stay the container's.
+	Files []int `json:"-"`
+	// Sessions are the pids of the exec sessions whose processes were saved too.
+	Sessions []int `json:"sessions,omitempty"`
+	// What follows is set by the caller of Adopt. Pending: it was saved before its Start had succeeded. Died: whoever
+	// saved it has died, so that it may have been started since. Starting: such a Start was begun.
+	Pending, Died, Starting bool `json:"-"`
+}
+
+// Adopted is what Adopt returns.
+type Adopted struct {
+	Container Container
+	Sessions  []Process // as in Saved.Sessions
+	// Pending: the container still waits for Start. One that was saved before its Start may run since then.
+	Pending bool
+	// StartError is why a Start that was cut short did not succeed; the container has been killed then.
+	StartError error
 }
 
 // Config is everything an engine needs to create one container.
@@ -88,6 +116,9 @@ type Container interface {
 	// Delete releases what Create made. All processes must be gone. The cgroup given in Config stays.
 	// Idempotent.
 	Delete(ctx context.Context) error
+
+	// Save describes the container for Adopt. It must not run at the same time as Start, Exec or Delete.
+	Save() (*Saved, error)
 }
 
 // ExecConfig is one exec session.

@@ -2,10 +2,12 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +32,10 @@ type forkContainer struct {
 	start  *os.File
 	args   []string
 	cgroup *engine.Cgroup
+
+	started bool
+	mu      sync.Mutex
+	execs   []*forkProcess
 }
 
 type forkProcess struct {
@@ -137,6 +143,7 @@ func (c *forkContainer) Process() engine.Process { return c.p }
 
 func (c *forkContainer) Start(context.Context) error {
 	defer c.start.Close()
+	c.started = true
 	if len(c.args) > 0 && c.args[0] == "/missing" {
 		_ = c.p.Signal(unix.SIGKILL)
 		return fmt.Errorf("execve /missing: %w", errdefs.ErrNotFound)
@@ -150,11 +157,20 @@ func (c *forkContainer) Exec(ctx context.Context, x *engine.ExecConfig) (engine.
 	if cg == nil {
 		cg = c.cgroup
 	}
-	return c.e.fork(x.Process, nil, 0, cg, nil, x.Stdin, x.Stdout, x.Stderr)
+	p, err := c.e.fork(x.Process, nil, 0, cg, nil, x.Stdin, x.Stdout, x.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.execs = append(c.execs, p)
+	return p, nil
 }
 
 func (c *forkContainer) Kill(context.Context) error {
-	c.start.Close()
+	if c.start != nil {
+		c.start.Close()
+	}
 	_ = c.p.Signal(unix.SIGKILL)
 	if c.cgroup != nil && c.cgroup.Unified != "" {
 		return os.WriteFile(filepath.Join(c.cgroup.Unified, "cgroup.kill"), []byte("1"), 0)
@@ -168,4 +184,50 @@ func (c *forkContainer) Delete(context.Context) error {
 		c.p.pidfd = -1
 	}
 	return nil
+}
+
+type forkSaved struct {
+	Pid    int            `json:"pid"`
+	Args   []string       `json:"args"`
+	Cgroup *engine.Cgroup `json:"cgroup"`
+	Start  bool           `json:"start"`
+}
+
+func (c *forkContainer) Save() (*engine.Saved, error) {
+	d := forkSaved{Pid: c.p.Pid(), Args: c.args, Cgroup: c.cgroup, Start: !c.started}
+	s := &engine.Saved{Files: []int{c.p.pidfd}}
+	if d.Start {
+		s.Files = append(s.Files, int(c.start.Fd()))
+	}
+	for _, x := range c.execs {
+		s.Files, s.Sessions = append(s.Files, x.pidfd), append(s.Sessions, x.Pid())
+	}
+	var err error
+	s.Data, err = json.Marshal(d)
+	return s, err
+}
+
+func (e forkEngine) Adopt(_ context.Context, s *engine.Saved) (*engine.Adopted, error) {
+	var d forkSaved
+	if err := json.Unmarshal(s.Data, &d); err != nil {
+		return nil, err
+	}
+	attend := func(pid, fd int) *forkProcess {
+		child, err := e.r.Attend(pid, fd)
+		if err != nil {
+			panic(err)
+		}
+		return &forkProcess{child: child, pidfd: fd}
+	}
+	c := &forkContainer{e: e, p: attend(d.Pid, s.Files[0]), args: d.Args, cgroup: d.Cgroup, started: !d.Start}
+	a := &engine.Adopted{Container: c, Pending: d.Start}
+	rest := s.Files[1:]
+	if d.Start {
+		c.start, rest = os.NewFile(uintptr(rest[0]), "start"), rest[1:]
+	}
+	for i, pid := range s.Sessions {
+		x := attend(pid, rest[i])
+		c.execs, a.Sessions = append(c.execs, x), append(a.Sessions, x)
+	}
+	return a, nil
 }

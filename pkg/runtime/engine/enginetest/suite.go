@@ -93,7 +93,7 @@ func Run(t *testing.T, open func(t *testing.T) engine.Engine, caps Caps) {
 	t.Run("parallel", func(t *testing.T) {
 		for _, list := range [][]test{
 			lifeTests, killTests, namespaceTests, mountTests, bindTests, linkTests, propagationTests, pathTests, deviceTests,
-			processTests, limitTests, privilegeTests, hookTests, stdioTests, ttyTests, execTests, failureTests, usernsTests, cgroupTests,
+			processTests, limitTests, privilegeTests, hookTests, stdioTests, ttyTests, execTests, failureTests, usernsTests, cgroupTests, adoptTests,
 		} {
 			for _, x := range list {
 				s.one(t, x)

@@ -1,0 +1,153 @@
+package native
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// saved is engine.Saved.Data. Files are the pidfd of the first process, the socket to the stub if Pending is set, and
+// the pidfds of the sessions.
+type saved struct {
+	ID      string                 `json:"id"`
+	Dir     string                 `json:"dir"`
+	Spec    *specs.Spec            `json:"spec"`
+	Cgroup  *engine.Cgroup         `json:"cgroup,omitempty"`
+	Joins   uint64                 `json:"joins"`
+	UIDs    []specs.LinuxIDMapping `json:"uids,omitempty"`
+	GIDs    []specs.LinuxIDMapping `json:"gids,omitempty"`
+	Pid     int                    `json:"pid"`
+	Pending *savedPending          `json:"pending,omitempty"`
+}
+
+type savedPending struct {
+	Spec   *specs.Spec `json:"spec"`
+	Filter []byte      `json:"filter,omitempty"`
+}
+
+// Save implements engine.Container.
+func (c *container) Save() (*engine.Saved, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup, Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
+	s := &engine.Saved{Files: []int{c.init.pidfd}}
+	if c.pending != nil {
+		d.Pending = &savedPending{toStart(c.pending.spec), c.pending.filter}
+		s.Files = append(s.Files, c.pending.stub.fd)
+	}
+	for _, p := range c.execs {
+		if p.pidfd >= 0 && !p.ended() {
+			s.Files, s.Sessions = append(s.Files, p.pidfd), append(s.Sessions, p.Pid())
+		}
+	}
+	var err error
+	if s.Data, err = json.Marshal(&d); err != nil {
+		return nil, fmt.Errorf("save container %s: %w", c.id, err)
+	}
+	return s, nil
+}
+
+// toStart is the part of a spec that Start needs: what it is to be mounted with, and limited to, is done.
+func toStart(s *specs.Spec) *specs.Spec {
+	t := kept(s)
+	t.Process, t.Hostname, t.Domainname = s.Process, s.Hostname, s.Domainname
+	return t
+}
+
+// Adopt implements engine.Engine.
+func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted, err error) {
+	files := s.Files
+	defer func() {
+		if err != nil {
+			for _, fd := range files {
+				closeFD(fd)
+			}
+		}
+	}()
+	var d saved
+	if err := json.Unmarshal(s.Data, &d); err != nil {
+		return nil, fmt.Errorf("saved container: %w: %w", err, errdefs.ErrDataLoss)
+	}
+	want := 1 + len(s.Sessions)
+	if d.Pending != nil {
+		want++
+	}
+	if len(files) != want || d.Spec == nil || d.Spec.Process == nil || d.Spec.Linux == nil || d.Pid <= 0 {
+		return nil, fmt.Errorf("saved container %q with %d of %d files: %w", d.ID, len(files), want, errdefs.ErrDataLoss)
+	}
+	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: d.Spec, cgroup: d.Cgroup, joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
+	if c.init, err = e.attend(d.Pid, files[0]); err != nil {
+		return nil, fmt.Errorf("container %s: %w", d.ID, err)
+	}
+	a := &engine.Adopted{Container: c}
+	rest := files[1:]
+	if d.Pending != nil {
+		if waits(rest[0]) {
+			a.Pending = true
+			c.pending = &pending{&stub{conn: conn{rest[0]}, engine: e, child: c.init.child, pidfd: files[0]}, d.Pending.Spec, d.Pending.Filter}
+		} else {
+			closeFD(rest[0])
+		}
+		files[1], rest = -1, rest[1:]
+		if s.Starting && a.Pending {
+			a.Pending, a.StartError = false, c.cutShort(ctx)
+		}
+	}
+	for i, pid := range s.Sessions {
+		p, err := e.attend(pid, rest[i])
+		if err != nil {
+			return nil, fmt.Errorf("session %d of container %s: %w", pid, d.ID, err)
+		}
+		c.execs = append(c.execs, p)
+		a.Sessions = append(a.Sessions, p)
+	}
+	return a, nil
+}
+
+func (e *Engine) attend(pid, pidfd int) (*process, error) {
+	child, err := e.reaper.Attend(pid, pidfd)
+	if err != nil {
+		return nil, err
+	}
+	return &process{child: child, pidfd: pidfd}, nil
+}
+
+// waits tells whether a stub still has its socket: it closes with the execve of its program.
+func waits(socket int) bool {
+	fds := []unix.PollFd{{Fd: int32(socket), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err != nil || n == 0 || fds[0].Revents&unix.POLLHUP == 0
+}
+
+// cutShort ends a Start that was begun by a process that has died. The stub may have got a part of its orders, and so
+// can't be given further ones: it becomes its program by itself, or it is killed.
+func (c *container) cutShort(ctx context.Context) error {
+	p := c.pending
+	c.pending = nil
+	defer p.stub.conn.close()
+	fds := []unix.PollFd{{Fd: int32(p.stub.fd), Events: unix.POLLIN}}
+	n, err := 0, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll(fds, int(cutShortTime/time.Millisecond))
+	}
+	// Something to read is the stub's word on why it failed; nothing but the end is an execve that succeeded.
+	if err == nil && n == 1 && fds[0].Revents&unix.POLLHUP != 0 {
+		var b [1]byte
+		if n, _, err := unix.Recvfrom(p.stub.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == nil && n == 0 && !c.init.dead(0) {
+			return nil
+		}
+	}
+	_ = c.Kill(ctx)
+	return fmt.Errorf("start container %s: it was cut short by the death of the process that carried it out: %w", c.id, errdefs.ErrUnavailable)
+}
+
+// cutShortTime is how long a stub that has all its orders may take for them.
+const cutShortTime = time.Second
