@@ -101,6 +101,32 @@ func TestContainerHidesHost(t *testing.T) {
 	}
 }
 
+// What a container finds in place of /dev/null, by descriptor or behind a masked path, must not be the host's inode, or
+// not to be changed.
+func TestNullIsNotTheHosts(t *testing.T) {
+	b := newBed(t)
+	for _, userns := range []bool{false, true} {
+		spec := newSpec()
+		if userns {
+			withUserNS(spec)
+		}
+		var before, after unix.Stat_t
+		if err := unix.Stat(os.DevNull, &before); err != nil {
+			t.Fatal(err)
+		}
+		lines := b.sh(t, spec, `for f in /proc/self/fd/0 /proc/keys /proc/timer_list; do touch -d 2001-01-01 $f; done; echo x >/proc/keys
+			readlink /proc/self/fd/0; echo y >&0 && cat && cat /proc/keys && echo works`)
+		has(t, lines, "/dev/null", "works")
+		if err := unix.Stat(os.DevNull, &after); err != nil {
+			t.Fatal(err)
+		}
+		if before.Mtim.Sec > after.Mtim.Sec {
+			t.Error("the container has changed the times of the host's /dev/null")
+			_ = unix.UtimesNanoAt(unix.AT_FDCWD, os.DevNull, []unix.Timespec{before.Atim, before.Mtim}, 0)
+		}
+	}
+}
+
 // Nobody may make the stub unusable through some process's /proc/PID/exe.
 func TestImageKeepsMode(t *testing.T) {
 	b := newBed(t)

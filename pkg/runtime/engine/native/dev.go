@@ -120,9 +120,13 @@ func (b *builder) device(d specs.LinuxDevice) error {
 		return invalid("%s is inside of proc or sysfs", d.Path)
 	}
 	rdev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
-	err = b.node(parent, path.Base(p), kind, mode, rdev, d.Path)
-	if err == nil {
+	err = b.node(parent, path.Base(p), kind, mode, rdev)
+	switch {
+	case err == nil:
 		err = unix.Fchownat(parent, path.Base(p), int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
+	case errors.Is(err, unix.EPERM) && kind != unix.S_IFIFO:
+		// No right to make devices (cri-server itself runs in a user namespace): take the host's.
+		err = b.bindNode(parent, path.Base(p), kind, rdev, d.Path)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.Path, err)
@@ -131,16 +135,12 @@ func (b *builder) device(d specs.LinuxDevice) error {
 }
 
 // node makes a device node. What the image has put in its place is replaced, unless it is a directory.
-func (b *builder) node(dir int, name string, kind, mode uint32, rdev uint64, host string) error {
+func (b *builder) node(dir int, name string, kind, mode uint32, rdev uint64) error {
 	err := unix.Mknodat(dir, name, kind|mode, int(rdev))
 	if errors.Is(err, unix.EEXIST) {
 		if err = unix.Unlinkat(dir, name, 0); err == nil {
 			err = unix.Mknodat(dir, name, kind|mode, int(rdev))
 		}
-	}
-	if errors.Is(err, unix.EPERM) && kind != unix.S_IFIFO {
-		// No right to make devices (cri-server itself runs in a user namespace): take the host's.
-		return b.bindNode(dir, name, kind, rdev, host)
 	}
 	return err
 }
@@ -153,6 +153,9 @@ func (b *builder) bindNode(dir int, name string, kind uint32, rdev uint64, host 
 	defer unix.Close(src)
 	if !isDevice(src, kind, rdev) {
 		return fmt.Errorf("may not be made, and the host's %s is another device: %w", host, errdefs.ErrPermissionDenied)
+	}
+	if err := deviceOnly.apply(src, false); err != nil {
+		return err
 	}
 	t, err := create(dir, name, false)
 	if err != nil {

@@ -23,6 +23,7 @@ type Engine struct {
 	image  *os.File // the stub, in a sealed memfd
 	proc   *os.File // a procfs that nobody else can reach, or mount anything over
 	null   *os.File // the host's /dev/null, O_PATH
+	stdin  *os.File // a /dev/null for those who have no stdio, O_PATH, on a read-only mount of its own
 	empty  *os.File // an empty, read-only directory
 	caps   uint64   // what this process has and may pass on
 	// stubProc is set once the kernel has refused proc's pidns= option.
@@ -62,6 +63,9 @@ func (e *Engine) open() (err error) {
 		return err
 	}
 	e.empty = os.NewFile(uintptr(fd), "empty")
+	if e.stdin, err = makeNull(); err != nil {
+		return fmt.Errorf("%s: %w", os.DevNull, err)
+	}
 	e.caps, err = ownCaps(e.proc)
 	return err
 }
@@ -71,7 +75,7 @@ func (e *Engine) Name() string { return "native" }
 
 // Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
 func (e *Engine) Close() error {
-	for _, f := range []*os.File{e.image, e.proc, e.null, e.empty} {
+	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty} {
 		if f != nil {
 			f.Close()
 		}
@@ -136,6 +140,47 @@ func openNull() (*os.File, error) {
 		return nil, fmt.Errorf("%s is not the null device: %w", os.DevNull, errdefs.ErrFailedPrecondition)
 	}
 	return f, nil
+}
+
+// makeNull makes a null device in a file system of its own, where it has the name that programs expect to see. A
+// container's root could change mode and owner of the host's one through its descriptor 0. Who may not make devices (a
+// nested container) takes the host's, on a read-only mount too.
+func makeNull() (*os.File, error) {
+	fs, err := newFS("tmpfs", []option{{"mode", "755"}, {"nr_inodes", "4"}}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fs)
+	if err := unix.Mkdirat(fs, "dev", 0o755); err != nil {
+		return nil, err
+	}
+	const name = "dev/null"
+	err = unix.Mknodat(fs, name, unix.S_IFCHR, int(unix.Mkdev(1, 3)))
+	if err == nil {
+		err = unix.Fchmodat(fs, name, 0o666, 0) // whatever the umask is
+	}
+	at, path := fs, name
+	if errors.Is(err, unix.EPERM) {
+		if at, err = unix.OpenTree(unix.AT_FDCWD, os.DevNull, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err == nil {
+			defer unix.Close(at)
+			path = ""
+		}
+	}
+	if err == nil {
+		err = deviceOnly.apply(at, false)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if path == "" {
+		at, err = unix.FcntlInt(uintptr(at), unix.F_DUPFD_CLOEXEC, 3)
+	} else {
+		at, err = unix.Openat(at, path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(at), os.DevNull), nil
 }
 
 // ownCaps reads the capabilities that this process has and may pass on.

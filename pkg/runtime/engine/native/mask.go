@@ -59,6 +59,10 @@ func cover(m, t int, used *bool) error {
 	return attach(c, t)
 }
 
+// deviceOnly makes the mount of a host's device fit for a container: the device works, but its inode, which is the host's,
+// can't be given another mode, owner or time.
+var deviceOnly = attrChange{set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
+
 // null hands over the clone of the host's null device that openSources made.
 func (b *builder) null() int {
 	fd := b.nullClone

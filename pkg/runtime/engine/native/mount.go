@@ -25,6 +25,9 @@ func (b *builder) openSources() (err error) {
 		if b.nullClone, err = cloneMount(int(b.engine.null.Fd()), false); err != nil {
 			return fmt.Errorf("the null device: %w", err)
 		}
+		if err = deviceOnly.apply(b.nullClone, false); err != nil {
+			return fmt.Errorf("the null device: %w", err)
+		}
 	}
 	for _, m := range b.spec.Mounts {
 		o, err := parseOptions(m.Type, m.Options)

@@ -48,7 +48,7 @@ func (e *Engine) fork(l launch) (_ *stub, err error) {
 			continue
 		}
 		if null < 0 {
-			if null, err = e.reopen(int(e.null.Fd()), unix.O_RDWR); err != nil {
+			if null, err = e.reopen(int(e.stdin.Fd()), unix.O_RDWR); err != nil {
 				s.conn.close()
 				return nil, fmt.Errorf("%s: %w", os.DevNull, err)
 			}
