@@ -68,8 +68,10 @@ type Network struct {
 
 // Stream is the server of exec, attach and port-forward.
 type Stream struct {
-	Address     string
-	IdleTimeout time.Duration
+	Address         string
+	IdleTimeout     time.Duration
+	CreationTimeout time.Duration
+	TLSCert, TLSKey string
 }
 
 // Image is the image store.
@@ -226,6 +228,9 @@ func (c *Config) validate() []error {
 	if c.Runtimes[c.DefaultRuntime] == nil {
 		bad("default_runtime", "there is no [runtimes.%s] (there are: %s)", c.DefaultRuntime, strings.Join(c.handlerNames(), ", "))
 	}
+	if (c.Stream.TLSCert == "") != (c.Stream.TLSKey == "") {
+		bad("stream.tls_cert", "tls_cert and tls_key go together")
+	}
 	if c.NofileSoft > c.NofileHard {
 		bad("nofile_soft", "%d is above nofile_hard, %d", c.NofileSoft, c.NofileHard)
 	}
@@ -235,6 +240,8 @@ func (c *Config) validate() []error {
 	for _, f := range []struct{ key, path string }{
 		{"monitor_path", c.MonitorPath},
 		{"seccomp_default_profile", c.SeccompDefaultProfile},
+		{"stream.tls_cert", c.Stream.TLSCert},
+		{"stream.tls_key", c.Stream.TLSKey},
 	} {
 		if f.path == "" {
 			continue

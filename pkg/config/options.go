@@ -121,9 +121,15 @@ func networkOptions(n *Network) []*Option {
 func streamOptions(s *Stream) []*Option {
 	return []*Option{
 		{Key: "stream.address", value: text(&s.Address, "127.0.0.1:0", "host:port", hostPort),
-			Doc: "Where exec, attach and port-forward are served to kubelet and crictl, which must be on this machine: there is no TLS. Port 0 picks a free one."},
+			Doc: "Where exec, attach and port-forward are served to kubelet and crictl. They prove themselves by an unguessable URL only, so an address others can reach should have TLS. Port 0 picks a free one."},
 		{Key: "stream.idle_timeout", value: duration(&s.IdleTimeout, 4*time.Hour, time.Second, 1000*time.Hour),
 			Doc: "Ends a stream on which nothing was sent for so long."},
+		{Key: "stream.creation_timeout", value: duration(&s.CreationTimeout, 30*time.Second, time.Second, time.Hour),
+			Doc: "How long a connected client may take to open the streams of its session."},
+		{Key: "stream.tls_cert", value: text(&s.TLSCert, "", "path", emptyOr(absolute)),
+			Doc: "PEM file with the certificate chain for exec, attach and port-forward. Empty: no TLS. Read anew for every connection."},
+		{Key: "stream.tls_key", value: text(&s.TLSKey, "", "path", emptyOr(absolute)),
+			Doc: "PEM file with the key of `tls_cert`."},
 	}
 }
 

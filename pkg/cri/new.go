@@ -24,6 +24,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox/pause"
+	"github.com/seed-9a14075a/cri-server/pkg/streaming"
 )
 
 // New opens the stores, finds or starts cri-monitor, and brings the records and what is there together. The caller holds
@@ -78,7 +79,10 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	if s.streaming, err = newStreamServer(s, cfg.Stream.Address, cfg.Stream.IdleTimeout, log); err != nil {
+	if s.streaming, err = streaming.New(streaming.Config{
+		Address: cfg.Stream.Address, CertFile: cfg.Stream.TLSCert, KeyFile: cfg.Stream.TLSKey, IdleTimeout: cfg.Stream.IdleTimeout,
+		CreationTimeout: cfg.Stream.CreationTimeout, Log: log,
+	}, streams{s}); err != nil {
 		return nil, err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

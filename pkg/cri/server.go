@@ -22,6 +22,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
+	"github.com/seed-9a14075a/cri-server/pkg/streaming"
 )
 
 // Server answers the CRI. It is safe for concurrent use.
@@ -39,7 +40,7 @@ type Server struct {
 	images     imagestore.Store
 	sandboxes  *sandbox.Sandboxes
 	containers *runtime.Containers
-	streaming  *streamServer
+	streaming  *streaming.Server
 	events     eventBus
 	version    string // semantic
 	started    time.Time

@@ -37,7 +37,7 @@ func (s *Server) Reload(*config.Config) {}
 // Drain ends the calls that have no end of their own: sessions of exec, attach and port-forward, streams of events.
 func (s *Server) Drain() {
 	s.events.close()
-	s.streaming.close()
+	s.streaming.Close()
 }
 
 // Close waits for running operations, ends the background work and lets go of the stores. Pods run on. Drain must have

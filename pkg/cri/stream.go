@@ -2,64 +2,16 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
-	"net/http"
-	"net/url"
-	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
+	"github.com/seed-9a14075a/cri-server/pkg/streaming"
 )
-
-// streamServer serves the URLs that Exec, Attach and PortForward hand out.
-type streamServer struct {
-	streaming.Server
-	http *http.Server
-	done chan struct{}
-}
-
-// newStreamServer listens on addr (host:port; port 0 takes a free one) and serves until close.
-func newStreamServer(s *Server, addr string, idle time.Duration, log *slog.Logger) (*streamServer, error) {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("streaming server: %w", err)
-	}
-	cfg := streaming.DefaultConfig
-	cfg.Addr = l.Addr().String()
-	cfg.BaseURL = &url.URL{Scheme: "http", Host: cfg.Addr}
-	if idle > 0 {
-		cfg.StreamIdleTimeout = idle
-	}
-	srv, err := streaming.NewServer(cfg, streams{s})
-	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("streaming server: %w", err)
-	}
-	st := &streamServer{Server: srv, done: make(chan struct{}), http: &http.Server{
-		Handler: srv, ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}}
-	go func() {
-		defer close(st.done)
-		if err := st.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("streaming server", "error", err)
-		}
-	}()
-	return st, nil
-}
-
-func (st *streamServer) close() {
-	st.http.Close()
-	<-st.done
-}
 
 // Exec prepares a session that runs a program in a container and returns its URL.
 func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
@@ -68,7 +20,11 @@ func (s *Server) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi
 		return nil, err
 	}
 	r.ContainerId = ctr.ID
-	return s.streaming.GetExec(r)
+	url, err := s.streaming.ExecURL(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ExecResponse{Url: url}, nil
 }
 
 // Attach prepares a session connected to a container's program and returns its URL.
@@ -78,7 +34,11 @@ func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtim
 		return nil, err
 	}
 	r.ContainerId = ctr.ID
-	return s.streaming.GetAttach(r)
+	url, err := s.streaming.AttachURL(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.AttachResponse{Url: url}, nil
 }
 
 func (s *Server) running(id string) (*runtime.Container, error) {
@@ -102,60 +62,38 @@ func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest
 		return nil, fmt.Errorf("sandbox %s is not ready: %w", sb.ID, errdefs.ErrFailedPrecondition)
 	}
 	r.PodSandboxId = sb.ID
-	return s.streaming.GetPortForward(r)
+	url, err := s.streaming.PortForwardURL(r)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PortForwardResponse{Url: url}, nil
 }
 
 // streams is the streaming server's way to containers and pods.
 type streams struct{ s *Server }
 
-// exitError is a program's exit code in the form in which the streaming server passes it on.
-type exitError int
-
-func (e exitError) Error() string   { return fmt.Sprintf("command terminated with exit code %d", int(e)) }
-func (e exitError) String() string  { return e.Error() }
-func (e exitError) Exited() bool    { return true }
-func (e exitError) ExitStatus() int { return int(e) }
-
-// Exec runs a program with the client's streams.
-func (t streams) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+// Exec runs a program with the client's streams and returns its exit code.
+func (t streams) Exec(ctx context.Context, id string, cmd []string, st streaming.Streams) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	code, err := t.s.containers.Exec(ctx, id, cmd, clientStreams(ctx, in, out, errw, tty, resize))
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return exitError(code)
-	}
-	return nil
+	return t.s.containers.Exec(ctx, id, cmd, clientStreams(ctx, st))
 }
 
 // Attach connects the client's streams to a container's program.
-func (t streams) Attach(ctx context.Context, id string, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (t streams) Attach(ctx context.Context, id string, st streaming.Streams) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	return t.s.containers.Attach(ctx, id, clientStreams(ctx, in, out, errw, tty, resize))
+	return t.s.containers.Attach(ctx, id, clientStreams(ctx, st))
 }
 
 // clientStreams wraps the client's streams; sizes are passed on until ctx ends.
-func clientStreams(ctx context.Context, in io.Reader, out, errw io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) runtime.Streams {
-	st := runtime.Streams{TTY: tty}
-	if in != nil {
-		st.Stdin = in
-	}
-	if out != nil {
-		st.Stdout = out
-	}
-	if errw != nil {
-		st.Stderr = errw
-	}
+func clientStreams(ctx context.Context, c streaming.Streams) runtime.Streams {
 	sizes := make(chan runtime.Size)
-	st.Resize = sizes
 	go func() {
 		defer close(sizes)
 		for {
 			select {
-			case size, ok := <-resize:
+			case size, ok := <-c.Resize:
 				if !ok {
 					return
 				}
@@ -169,7 +107,7 @@ func clientStreams(ctx context.Context, in io.Reader, out, errw io.WriteCloser, 
 			}
 		}
 	}()
-	return st
+	return runtime.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, TTY: c.TTY, Resize: sizes}
 }
 
 // PortForward copies between the client and a port of the pod.
