@@ -90,10 +90,38 @@ func enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
+	if err := EmptyRun(); err != nil {
+		return err
+	}
+	return loopbackUp()
+}
+
+// EmptyRun mounts a tmpfs on /run, in which the machine's systemd is out of sight. On a node that is there for tests,
+// which says so by CRI_SERVER_TEST_SYSTEMD in the environment, systemd and its bus stay.
+func EmptyRun() error {
+	kept := map[string]int{}
+	if os.Getenv("CRI_SERVER_TEST_SYSTEMD") != "" {
+		for _, dir := range []string{"/run/systemd", "/run/dbus"} {
+			fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE) // Linux 5.2
+			if err != nil {
+				return fmt.Errorf("keep %s: %w", dir, err)
+			}
+			defer unix.Close(fd)
+			kept[dir] = fd
+		}
+	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return fmt.Errorf("tmpfs on /run: %w", err)
 	}
-	return loopbackUp()
+	for dir, fd := range kept {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("keep %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 func loopbackUp() error {

@@ -6,6 +6,10 @@
 // takes away with their last child. A cgroup below a container's is an exec session's: it has no limits of its own and
 // exists only in the hierarchy by which it is killed.
 //
+// With the systemd driver the container's cgroup is a transient scope, delegated to this package, and systemd knows its
+// limits as far as it has words for them. Only creation, updates and removal talk to systemd; processes join, are
+// measured, frozen and killed by files alone.
+//
 // What it owns is on record in the kernel: an extended attribute of the directory names the owner, so that a server
 // that starts again finds its own cgroups and never another's. One Driver serves one node; it is safe for concurrent
 // use, has no global lock, and runs no goroutine per container.
@@ -27,13 +31,21 @@ type Driver interface {
 	// Version is 1 (also for a hybrid layout) or 2.
 	Version() int
 
-	// Path returns the cgroup path of container id under parent, in the form of Linux.CgroupsPath for this driver. An
-	// empty parent means the driver's own default. A parent in the other driver's form is an ErrInvalidArgument
+	// Path returns the cgroup path of container id under parent, below the hierarchies' mounts. An empty parent means
+	// the driver's own default. A parent in the other driver's form is an ErrInvalidArgument
 	// whose message says how to align kubelet and cri-server.
 	Path(parent, id string) (string, error)
 
-	// Create makes the cgroup with its limits while it is empty. Idempotent for the same path.
+	// OCI says how an OCI runtime gets at the cgroup.
+	OCI(path string) OCI
+
+	// Create makes the cgroup with its limits before it has a process of the container. Idempotent for the same path. What
+	// is in a cgroup that systemd made, so that it stays, goes with Settle.
 	Create(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, error)
+
+	// Settle tells that the container's process has joined, or that none will. From now on the cgroup may go with its
+	// last process. Delete does the same.
+	Settle(path string)
 
 	// Load returns the directories of an existing cgroup (made by Create or by an OCI runtime) without changing it.
 	Load(path string) (*engine.Cgroup, error)
@@ -60,6 +72,15 @@ type Driver interface {
 	// List returns the paths of all container cgroups that a driver with this Config.Owner made, for garbage
 	// collection. Exec sessions are not listed: they go with their container.
 	List() ([]string, error)
+}
+
+// OCI is how an OCI runtime gets at a cgroup.
+type OCI struct {
+	CgroupsPath string   // Linux.CgroupsPath in the form that Args imply
+	Args        []string // further global arguments of the runtime
+	// Cgroup, where it is not nil, is where the runtime itself will make the cgroup: Create must not be called. Else the
+	// runtime takes the one that Create made.
+	Cgroup *engine.Cgroup
 }
 
 // Stats is one reading. Fields a controller does not provide are nil.

@@ -118,6 +118,17 @@ func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxReso
 	if d.marked(filepath.Join(d.primary(), filepath.Dir(path)), containerMark) {
 		return d.createSession(path, res)
 	}
+	primary := filepath.Join(d.primary(), path)
+	if _, err := os.Lstat(primary); err == nil && !d.marked(primary, containerMark) {
+		if pids, err := procs(primary); err != nil || len(pids) > 0 {
+			return nil, fmt.Errorf("it exists already and has processes %v that cri-server did not put there: %w", pids, errdefs.ErrAlreadyExists)
+		}
+	}
+	return d.fill(path, res)
+}
+
+// fill makes what is missing of a cgroup, marks it, and limits it.
+func (d *cgroupfs) fill(path string, res *specs.LinuxResources) (_ *engine.Cgroup, err error) {
 	cg := d.dirs(path)
 	var made []string
 	defer func() {
@@ -135,18 +146,18 @@ func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxReso
 	if d.v2 {
 		d.enable(filepath.Dir(path)) // now that it has a child, nobody's Delete takes the parent away
 	}
-	primary := filepath.Join(d.primary(), path)
-	if !slices.Contains(made, primary) && !d.marked(primary, containerMark) {
-		if pids, err := procs(primary); err != nil || len(pids) > 0 {
-			return nil, fmt.Errorf("it exists already and has processes %v that cri-server did not put there: %w", pids, errdefs.ErrAlreadyExists)
-		}
-	}
-	d.mark(primary, containerMark)
+	d.mark(filepath.Join(d.primary(), path), containerMark)
 	if err := d.limit(cg, res); err != nil {
 		return nil, err
 	}
 	return cg, nil
 }
+
+// Settle has nothing to do: an empty cgroup stays.
+func (d *cgroupfs) Settle(string) {}
+
+// OCI: a runtime takes an empty cgroup that is there as its own.
+func (d *cgroupfs) OCI(path string) OCI { return OCI{CgroupsPath: path} }
 
 // createSession makes a cgroup for an exec session below a container's: only in the hierarchy that Kill uses, since
 // limits are the container's; in the others the session's processes join the container itself. On v2 no controller

@@ -307,8 +307,11 @@ func TestPath(t *testing.T) {
 }
 
 func TestNew(t *testing.T) {
-	if _, err := New(Config{Driver: "systemd"}); !errors.Is(err, errdefs.ErrNotImplemented) {
-		t.Errorf("systemd: %v", err)
+	if _, err := New(Config{Driver: "systemd"}); !systemdBooted() && !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("systemd without systemd: %v", err)
+	}
+	if _, err := New(Config{Driver: "cgroupfs", DefaultParent: "system.slice"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("a slice for cgroupfs: %v", err)
 	}
 	if _, err := New(Config{Driver: "other"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("unknown: %v", err)

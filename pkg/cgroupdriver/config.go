@@ -20,7 +20,8 @@ type Config struct {
 	Driver string
 	// Root is the directory whose cgroup mounts are used. Empty: /sys/fs/cgroup.
 	Root string
-	// DefaultParent is the cgroup of containers whose pod names none. Empty: /cri-server.
+	// DefaultParent is the cgroup of containers whose pod names none, in the driver's form. Empty: /cri-server, or
+	// system.slice with systemd.
 	DefaultParent string
 	// Owner marks this server's cgroups (a trusted.* attribute of the directory), so that List never takes another
 	// runtime's, or another cri-server's, for its own. Empty: "cri-server".
@@ -33,31 +34,36 @@ func New(cfg Config) (Driver, error) {
 	if cfg.Root == "" {
 		cfg.Root = "/sys/fs/cgroup"
 	}
-	if cfg.DefaultParent == "" {
-		cfg.DefaultParent = "/cri-server"
-	}
 	if cfg.Owner == "" {
 		cfg.Owner = "cri-server"
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	switch cfg.Driver {
+	driver := cfg.Driver
+	switch driver {
 	case "", "auto":
+		driver = "cgroupfs"
 		if systemdBooted() {
-			cfg.Logger.Warn("systemd is pid 1 here, but the cgroupfs driver is used until the systemd driver is configured; "+
-				"the kubelet must use the same (cgroupDriver: cgroupfs)", "driver", "cgroupfs")
+			driver = "systemd"
 		}
-	case "cgroupfs":
-	case "systemd":
-		return nil, fmt.Errorf("cgroup driver systemd: this version has the cgroupfs driver only; set cgroup_driver = \"cgroupfs\" here "+
-			"and cgroupDriver: cgroupfs in the kubelet's configuration: %w", errdefs.ErrNotImplemented)
+	case "cgroupfs", "systemd":
 	default:
 		return nil, fmt.Errorf("cgroup driver %q: must be auto, cgroupfs or systemd: %w", cfg.Driver, errdefs.ErrInvalidArgument)
 	}
 	l, err := discover(cfg.Root)
 	if err != nil {
 		return nil, err
+	}
+	if driver == "systemd" {
+		return newSystemd(cfg, l)
+	}
+	if cfg.DefaultParent == "" {
+		cfg.DefaultParent = "/cri-server"
+	}
+	if systemdForm(cfg.DefaultParent) {
+		return nil, fmt.Errorf("default_cgroup_parent = %q is in the systemd driver's form, but the cgroup driver is cgroupfs: %w",
+			cfg.DefaultParent, errdefs.ErrInvalidArgument)
 	}
 	return newCgroupfs(cfg, l)
 }
@@ -151,7 +157,7 @@ func (d *cgroupfs) Path(parent, id string) (string, error) {
 	if parent == "" {
 		parent = d.parent
 	}
-	if strings.HasSuffix(strings.TrimSuffix(parent, "/"), ".slice") || strings.Count(parent, ":") == 2 {
+	if systemdForm(parent) {
 		return "", fmt.Errorf("cgroup parent %q is in the systemd driver's form, but cri-server uses cgroupfs: set cgroupDriver: cgroupfs in the "+
 			"kubelet's configuration, or cgroup_driver = \"systemd\" in cri-server's: %w", parent, errdefs.ErrInvalidArgument)
 	}
@@ -163,6 +169,11 @@ func (d *cgroupfs) Path(parent, id string) (string, error) {
 		return "", err
 	}
 	return p, nil
+}
+
+// systemdForm: "a-b.slice", "/a.slice/a-b.slice" or "a-b.slice:prefix:name".
+func systemdForm(parent string) bool {
+	return strings.HasSuffix(strings.TrimSuffix(parent, "/"), ".slice") || strings.Count(parent, ":") == 2
 }
 
 // checkPath refuses what would name a cgroup outside the mounts, or one of a hierarchy's own files.

@@ -64,39 +64,50 @@ func (d *cgroupfs) limit(cg *engine.Cgroup, r *specs.LinuxResources) error {
 }
 
 func (d *cgroupfs) Update(ctx context.Context, path string, r *specs.LinuxResources) error {
+	_, _, err := d.apply(ctx, path, r)
+	return err
+}
+
+// apply writes the settings of r, all or none, and returns what they were before.
+func (d *cgroupfs) apply(ctx context.Context, path string, r *specs.LinuxResources) (settings, undo []setting, err error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, nil, err
 	}
 	cg, err := d.Load(path)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	fail := func(err error) error { return fmt.Errorf("update cgroup %s: %w", path, err) }
+	fail := func(err error) ([]setting, []setting, error) {
+		return nil, nil, fmt.Errorf("update cgroup %s: %w", path, err)
+	}
 	if r != nil && len(r.Devices) > 0 {
 		return fail(fmt.Errorf("device rules of a running container: %w", errdefs.ErrNotImplemented))
 	}
-	settings, err := d.plan(cg, r, true)
-	if err != nil {
+	if settings, err = d.plan(cg, r, true); err != nil {
 		return fail(err)
 	}
-	var undo []setting
 	for _, s := range settings {
 		old, ok := previous(s)
 		err := write(s.dir, s.file, s.value)
-		if err == nil {
-			if ok {
-				undo = append(undo, old)
-			}
-			continue
+		if err != nil {
+			return fail(errors.Join(err, revert(undo)))
 		}
-		for _, u := range slices.Backward(undo) {
-			if uerr := write(u.dir, u.file, u.value); uerr != nil {
-				err = errors.Join(err, fmt.Errorf("roll back: %w", uerr))
-			}
+		if ok {
+			undo = append(undo, old)
 		}
-		return fail(err)
 	}
-	return nil
+	return settings, undo, nil
+}
+
+// revert writes the values back that settings had before.
+func revert(undo []setting) error {
+	var failed error
+	for _, u := range slices.Backward(undo) {
+		if err := write(u.dir, u.file, u.value); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("roll back: %w", err))
+		}
+	}
+	return failed
 }
 
 // unifiedKey: a controller's own file. cgroup.* are not limits: cgroup.procs would move processes, cgroup.kill end them.

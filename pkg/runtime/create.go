@@ -148,7 +148,7 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 		return err
 	}
 	req := &monitor.CreateRequest{
-		ID: ctr.ID, Spec: sp, Rootfs: ctr.Rootfs, OCI: h.OCI, Stdin: ctr.Config.GetStdin(), StdinOnce: ctr.Config.GetStdinOnce(),
+		ID: ctr.ID, Spec: sp, Rootfs: ctr.Rootfs, Stdin: ctr.Config.GetStdin(), StdinOnce: ctr.Config.GetStdinOnce(),
 	}
 	if ctr.LogPath != "" {
 		req.LogDir, req.LogPath = ctr.LogDir, ctr.Config.GetLogPath()
@@ -163,15 +163,10 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 		}
 	}
 	op.Stage("cgroup")
-	g, err := c.cfg.Cgroups.Create(ctx, ctr.CgroupPath, sp.Linux.Resources)
-	if err != nil {
+	if err := h.Place(ctx, c.cfg.Cgroups, ctr.CgroupPath, req); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
-	if h.OCI == nil {
-		req.Cgroup = g
-	} else {
-		req.OOM = g // an OCI runtime takes an empty cgroup that is there as its own
-	}
+	defer c.cfg.Cgroups.Settle(ctr.CgroupPath)
 	op.Stage("create")
 	st, err := c.cfg.Monitor.Create(ctx, req)
 	if err != nil {

@@ -206,13 +206,12 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("pause: %w", err)
 	}
-	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause, OCI: h.OCI}
-	g, err := s.cfg.Cgroups.Create(ctx, sb.CgroupPath, sp.Linux.Resources)
-	if err != nil {
+	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause}
+	if err := h.Place(ctx, s.cfg.Cgroups, sb.CgroupPath, req); err != nil {
 		return fmt.Errorf("pause: cgroup: %w", err)
 	}
-	if h.OCI == nil { // an OCI runtime takes an empty cgroup that is there as its own, and compiles for itself
-		req.Cgroup = g
+	defer s.cfg.Cgroups.Settle(sb.CgroupPath)
+	if h.OCI == nil { // an OCI runtime compiles for itself
 		if sp.Linux.Seccomp != nil {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
 				return fmt.Errorf("pause: seccomp: %w", err)

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 const inside = "CRI_SERVER_TESTNODE"
@@ -72,7 +74,10 @@ func Prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("test node: private mounts: %w", err)
 	}
-	for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/cni"} {
+	if err := testns.EmptyRun(); err != nil {
+		return fmt.Errorf("test node: %w", err)
+	}
+	for _, dir := range []string{"/etc/cni", "/opt/cni", "/var/lib/cni"} {
 		if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
 			continue // a mount point that isn't there would have to be made on the machine
 		}

@@ -1,0 +1,6 @@
+package cgroupdriver
+
+import _ "embed"
+
+//go:embed placeholder/placeholder_arm64
+var placeholderBinary []byte

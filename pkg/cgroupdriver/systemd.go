@@ -1,0 +1,269 @@
+package cgroupdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	sd "github.com/coreos/go-systemd/v22/dbus"
+	sdcgroups "github.com/opencontainers/cgroups/systemd"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// systemd is the driver that asks systemd for a scope per container, in the slice that kubelet made for the pod. The
+// scope is delegated: below it, and in every file that systemd has no property for, it is as the cgroupfs driver's.
+type systemd struct {
+	*cgroupfs
+	bus     *bus
+	slice   string // of pods without a parent
+	version int
+	places  placeholders
+}
+
+const scopePrefix = "cri"
+
+func newSystemd(cfg Config, l *layout) (*systemd, error) {
+	if cfg.DefaultParent == "" {
+		cfg.DefaultParent = "system.slice"
+	}
+	if !systemdBooted() {
+		return nil, fmt.Errorf("cgroup driver systemd: systemd is not this machine's init (no /run/systemd/system); set cgroup_driver = "+
+			"\"cgroupfs\" here and cgroupDriver: cgroupfs in the kubelet's configuration: %w", errdefs.ErrFailedPrecondition)
+	}
+	slice, err := slicePath(cfg.DefaultParent)
+	if err != nil {
+		return nil, fmt.Errorf("default_cgroup_parent: %w", err)
+	}
+	cfg.DefaultParent = slice
+	fs, err := newCgroupfs(cfg, l)
+	if err != nil {
+		return nil, err
+	}
+	d := &systemd{cgroupfs: fs, bus: newBus(cfg.Logger), slice: slice, places: placeholders{of: map[string]*placeholder{}}}
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	if d.version, err = d.bus.version(ctx); err != nil {
+		return nil, fmt.Errorf("cgroup driver systemd: %w; without systemd set cgroup_driver = \"cgroupfs\" here and cgroupDriver: cgroupfs "+
+			"in the kubelet's configuration", err)
+	}
+	return d, nil
+}
+
+func (d *systemd) Name() string { return "systemd" }
+
+// slicePath turns a parent in either form that names a slice ("kubepods-pod1.slice", or that with the slices above it,
+// as kubelet does) into the slice's path. The last element says it all, as its dashes do (systemd.slice(5)).
+func slicePath(parent string) (string, error) {
+	name := path.Base(parent)
+	if !strings.HasSuffix(name, ".slice") {
+		return "", fmt.Errorf("cgroup parent %q is in the cgroupfs driver's form, but cri-server uses systemd: set cgroupDriver: systemd in the "+
+			"kubelet's configuration, or cgroup_driver = \"cgroupfs\" in cri-server's: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	p, err := sdcgroups.ExpandSlice(name)
+	if err != nil || p == "/" {
+		return "", fmt.Errorf("cgroup parent %q: no slice can have this name: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	return p, nil
+}
+
+// unitName: what systemd takes unescaped (systemd.unit(5)); the whole name has at most 255 characters.
+var unitName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9:_.-]{0,239}$`)
+
+func (d *systemd) Path(parent, id string) (string, error) {
+	slice := d.slice
+	if parent != "" {
+		var err error
+		if slice, err = slicePath(parent); err != nil {
+			return "", err
+		}
+	}
+	if !unitName.MatchString(id) {
+		return "", fmt.Errorf("scope of container %q: not a name: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return slice + "/" + scopePrefix + "-" + id + ".scope", nil
+}
+
+// Stats takes a pod's slice too, in either form.
+func (d *systemd) Stats(p string) (*Stats, error) {
+	if slice, err := slicePath(p); err == nil {
+		p = slice
+	}
+	return d.cgroupfs.Stats(p)
+}
+
+// scopeOf splits a path that Path made.
+func scopeOf(p string) (slice, scope string, ok bool) {
+	slice, scope = path.Base(path.Dir(p)), path.Base(p)
+	return slice, scope, strings.HasSuffix(slice, ".slice") && strings.HasSuffix(scope, ".scope") && strings.HasPrefix(scope, scopePrefix+"-")
+}
+
+// OCI: the runtime asks systemd for the same scope itself.
+func (d *systemd) OCI(p string) OCI {
+	slice, scope, ok := scopeOf(p)
+	if !ok {
+		return d.cgroupfs.OCI(p)
+	}
+	id := strings.TrimSuffix(strings.TrimPrefix(scope, scopePrefix+"-"), ".scope")
+	return OCI{CgroupsPath: slice + ":" + scopePrefix + ":" + id, Args: []string{"--systemd-cgroup"}, Cgroup: d.dirs(p)}
+}
+
+func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResources) (_ *engine.Cgroup, err error) {
+	if p, err = clean(p); err != nil {
+		return nil, err
+	}
+	slice, scope, ok := scopeOf(p)
+	if !ok {
+		if !d.marked(path.Join(d.primary(), path.Dir(p)), containerMark) {
+			return nil, fmt.Errorf("create cgroup %s: not a scope in a slice: %w", p, errdefs.ErrInvalidArgument)
+		}
+		return d.cgroupfs.Create(ctx, p, res) // an exec session's
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create scope %s: %w", p, err)
+		}
+	}()
+	props, err := d.properties(slice, scope, res)
+	if err != nil {
+		return nil, err
+	}
+	place, err := startPlaceholder()
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.start(ctx, p, place.process.Pid, props)
+	if err != nil {
+		place.end()
+		return nil, err
+	}
+	d.places.put(p, place)
+	cg, err := d.fill(p, res)
+	if err != nil && made {
+		err = errors.Join(err, d.Delete(context.WithoutCancel(ctx), p))
+	}
+	return cg, err
+}
+
+// Settle ends the placeholder: the container's process has joined.
+func (d *systemd) Settle(p string) {
+	if p, err := clean(p); err == nil {
+		d.places.end(p)
+	}
+}
+
+// properties of a new scope.
+func (d *systemd) properties(slice, scope string, res *specs.LinuxResources) ([]sd.Property, error) {
+	p := &properties{v2: d.v2, version: d.version}
+	p.add("Description", "cri-server container "+strings.TrimSuffix(strings.TrimPrefix(scope, scopePrefix+"-"), ".scope"))
+	p.add("Slice", slice)
+	p.add("Delegate", true)
+	// Not stopped like a service when the machine goes down: kubelet ends pods in their own order.
+	p.add("DefaultDependencies", false)
+	p.add("CPUAccounting", true)
+	p.add("MemoryAccounting", true)
+	p.add("TasksAccounting", true)
+	if d.v2 {
+		p.add("IOAccounting", true)
+	}
+	if d.version >= 236 {
+		p.add("CollectMode", "inactive-or-failed") // nobody has to reset it
+	}
+	if err := p.limits(res, nil); err != nil {
+		return nil, err
+	}
+	if res != nil {
+		if err := p.devices(res.Devices); err != nil {
+			return nil, err
+		}
+	}
+	return p.list, nil
+}
+
+// Delete kills what is left, has systemd forget the scope, and removes the directories that systemd knows nothing of.
+func (d *systemd) Delete(ctx context.Context, p string) error {
+	p, err := clean(p)
+	if err != nil {
+		return err
+	}
+	d.places.end(p)
+	_, scope, ok := scopeOf(p)
+	if !ok {
+		return d.cgroupfs.Delete(ctx, p)
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if pids, err := d.processes(p); err != nil || len(pids) > 0 {
+		if err := d.cgroupfs.Kill(ctx, p); err != nil {
+			return err
+		}
+	}
+	if err := d.stop(ctx, scope); err != nil {
+		err = fmt.Errorf("delete scope %s: %w", p, err)
+		return errors.Join(err, d.cgroupfs.Delete(ctx, p))
+	}
+	return d.cgroupfs.Delete(ctx, p)
+}
+
+// Update tells the kernel first, which refuses what can't be, and then systemd, which must not write the old values
+// again some day.
+func (d *systemd) Update(ctx context.Context, p string, r *specs.LinuxResources) error {
+	p, err := clean(p)
+	if err != nil {
+		return err
+	}
+	_, scope, ok := scopeOf(p)
+	if !ok || r == nil {
+		return d.cgroupfs.Update(ctx, p, r)
+	}
+	props := &properties{v2: d.v2, version: d.version}
+	if err := props.limits(r, func() (int64, uint64, error) { return d.quota(p) }); err != nil {
+		return fmt.Errorf("update scope %s: %w", p, err)
+	}
+	settings, undo, err := d.apply(ctx, p, r)
+	if err != nil || len(props.list) == 0 {
+		return err
+	}
+	if _, err := d.bus.call(ctx, sdPath, sdManager+".SetUnitProperties", nil, scope, true, props.list); err != nil {
+		return fmt.Errorf("update scope %s: %w", p, errors.Join(kind(err), revert(undo)))
+	}
+	for _, s := range settings { // systemd rounds
+		_ = write(s.dir, s.file, s.value)
+	}
+	return nil
+}
+
+// quota is the CPU quota (µs, -1 for none) and period (µs) in force.
+func (d *systemd) quota(p string) (quota int64, period uint64, err error) {
+	cg := d.dirs(p)
+	var q, n string
+	if d.v2 {
+		var s string
+		s, err = read(cg.Unified, "cpu.max")
+		q, n, _ = strings.Cut(s, " ")
+	} else {
+		var dir string
+		if dir, err = d.controller(cg, "cpu"); err != nil {
+			return 0, 0, err
+		}
+		if q, err = read(dir, "cpu.cfs_quota_us"); err == nil {
+			n, err = read(dir, "cpu.cfs_period_us")
+		}
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	if quota = -1; q != "max" {
+		if quota, err = strconv.ParseInt(q, 10, 64); err != nil {
+			return 0, 0, err
+		}
+	}
+	period, err = strconv.ParseUint(n, 10, 64)
+	return quota, period, err
+}
