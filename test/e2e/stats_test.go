@@ -133,6 +133,7 @@ func TestPodSandboxStats(t *testing.T) {
 	c := containerConfig("c", images.Busybox, "sh", "-c", "head -c 100000 /dev/zero > /file; sleep 1000 & while :; do :; done")
 	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
 	ctr := f.runContainer(id, p, c)
+	f.eventually("the file", func() bool { return f.exec(ctr, "wc -c < /file || true") == "100000\n" }) // layers are measured every 10 s
 	var s *cri.PodSandboxStats
 	f.eventually("CPU use and a writable layer of 100 kB", func() bool {
 		r, err := f.Runtime.PodSandboxStats(f.ctx, &cri.PodSandboxStatsRequest{PodSandboxId: id})
