@@ -68,8 +68,11 @@ func (c *clock) next(loc *time.Location) {
 
 // Append adds p, which the container wrote to s, and writes what became whole records. The error is that of write(2);
 // nothing is lost by it, see Waiting.
-func (f *File) Append(b *Buffer, s Stream, p []byte) error {
-	now := f.now()
+func (f *File) Append(b *Buffer, s Stream, p []byte) error { return f.AppendAt(f.now(), b, s, p) }
+
+// AppendAt is Append at a given time. Its outcome depends on nothing but its arguments and the file's State, so that
+// one that was cut short can be repeated by Redo.
+func (f *File) AppendAt(now time.Time, b *Buffer, s Stream, p []byte) error {
 	f.clock.start(now)
 	out := b.b[:0]
 	for len(p) > 0 {
@@ -111,13 +114,16 @@ func spare(part []byte) []byte {
 }
 
 // End tells that s will bring nothing more; a line without its newline is written as a partial record.
-func (f *File) End(b *Buffer, s Stream) error {
+func (f *File) End(b *Buffer, s Stream) error { return f.EndAt(f.now(), b, s) }
+
+// EndAt is End at a given time.
+func (f *File) EndAt(now time.Time, b *Buffer, s Stream) error {
 	part := f.part[s]
 	f.part[s] = nil
 	if len(part) == 0 {
 		return nil
 	}
-	f.clock.start(f.now())
+	f.clock.start(now)
 	out := append(b.b[:0], f.clock.text[:f.clock.n]...)
 	out = append(out, streamTags[s][0]...)
 	out = append(out, part...)

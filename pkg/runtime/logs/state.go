@@ -1,0 +1,83 @@
+package logs
+
+import (
+	"bytes"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// State is what a File holds beside what is in its file: with it another process goes on where this one stopped.
+type State struct {
+	Dir  string `json:"dir"`
+	Path string `json:"path"`
+	// Last is the time of the newest record in ns since 1970.
+	Last int64 `json:"last,omitempty"`
+	// Part holds, for each stream, the line whose newline has not come yet.
+	Part [2][]byte `json:"part,omitempty"`
+	// Held are records that wait for the file system; the first Wrote bytes are in the file.
+	Held  []byte `json:"held,omitempty"`
+	Wrote int    `json:"wrote,omitempty"`
+}
+
+// State returns the file's state. Its bytes are the File's own.
+func (f *File) State() State {
+	return State{Dir: f.dir, Path: f.path, Last: f.clock.last, Part: f.part, Held: f.held, Wrote: f.wrote}
+}
+
+// Resume goes on with a File whose descriptor and State came from another process. It owns the descriptor.
+func Resume(fd int, s State) *File {
+	f := &File{dir: s.Dir, path: s.Path, fd: fd, now: time.Now, write: unix.Write}
+	f.clock.last = s.Last
+	for i, p := range s.Part {
+		f.part[i] = bytes.Clone(p)
+	}
+	if s.Wrote >= 0 && s.Wrote <= len(s.Held) && len(s.Held) > 0 {
+		f.held, f.wrote = bytes.Clone(s.Held), s.Wrote
+		f.err = unix.EIO // until the next Retry
+	}
+	return f
+}
+
+// FD is the descriptor of the file; it stays the File's.
+func (f *File) FD() int { return f.fd }
+
+// Now is the time for the next AppendAt.
+func (f *File) Now() time.Time { return f.now() }
+
+// Last is the time of the newest record in ns since 1970.
+func (f *File) Last() int64 { return f.clock.last }
+
+// Part is the line of s whose newline has not come yet. It is valid until the next call of Append.
+func (f *File) Part(s Stream) []byte { return f.part[s] }
+
+// Size is the size of the file in bytes, -1 if it can't be known.
+func (f *File) Size() int64 {
+	var st unix.Stat_t
+	if unix.Fstat(f.fd, &st) != nil {
+		return -1
+	}
+	return st.Size
+}
+
+// Redo repeats an AppendAt or EndAt, which do calls, that another process may have carried out in part: it began with
+// the State of f and a file of size bytes. What is in the file since then is not written again.
+func (f *File) Redo(size int64, do func() error) error {
+	skip := int64(0)
+	if now := f.Size(); size >= 0 && now > size {
+		skip = now - size
+	}
+	write := f.write
+	f.write = func(fd int, p []byte) (int, error) {
+		if skip >= int64(len(p)) {
+			skip -= int64(len(p))
+			return len(p), nil
+		}
+		done := int(skip)
+		skip = 0
+		n, err := write(fd, p[done:])
+		return done + max(n, 0), err
+	}
+	defer func() { f.write = write }()
+	return do()
+}
