@@ -12,8 +12,8 @@ import (
 const (
 	// layerMaxAge is how old a measurement may be before it is taken again; kubelet asks every 10 s.
 	layerMaxAge = 10 * time.Second
-	// layerShare keeps a layer of a million files from being walked all the time: the pause between two measurements is at
-	// least this many times as long as one takes.
+	// layerShare keeps many layers, or one of a million files, from being walked all the time: the pause is at least this
+	// many times as long as it takes to measure all layers once.
 	layerShare = 20
 	// layerPatience is how long a request waits for layers that were never measured.
 	layerPatience = 250 * time.Millisecond
@@ -31,10 +31,12 @@ type layers struct {
 	byID    map[string]*layerUsage
 	queue   []string
 	walkers int
+	total   time.Duration // what the last measurements took together
 }
 
 type layerUsage struct {
 	usage  imagestore.Usage
+	took   time.Duration
 	due    time.Time     // of the next measurement
 	queued bool          // or being measured
 	known  chan struct{} // closed when there is a usage, or none can be had
@@ -94,9 +96,12 @@ func (l *layers) walk() {
 		u.queued = false
 		switch {
 		case err == nil:
-			u.usage, u.due = usage, end.Add(layerPause(end.Sub(begin)))
+			if l.byID[id] == u {
+				l.total += end.Sub(begin) - u.took
+			}
+			u.usage, u.took, u.due = usage, end.Sub(begin), end.Add(layerPause(l.total))
 		case l.byID[id] == u: // the container is going
-			delete(l.byID, id)
+			l.drop(id)
 		}
 		if first {
 			close(u.known)
@@ -105,8 +110,8 @@ func (l *layers) walk() {
 	}
 }
 
-// layerPause is how long to wait after a measurement that took so long.
-func layerPause(took time.Duration) time.Duration { return max(layerMaxAge, layerShare*took) }
+// layerPause is how long to wait between measurements that together take so long.
+func layerPause(total time.Duration) time.Duration { return max(layerMaxAge, layerShare*total) }
 
 func (l *layers) get(id string) (imagestore.Usage, bool) {
 	l.mu.Lock()
@@ -118,10 +123,18 @@ func (l *layers) get(id string) (imagestore.Usage, bool) {
 	return u.usage, true
 }
 
+// drop is called with mu held.
+func (l *layers) drop(id string) {
+	if u := l.byID[id]; u != nil {
+		l.total -= u.took
+		delete(l.byID, id)
+	}
+}
+
 func (l *layers) forget(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.byID, id)
+	l.drop(id)
 	l.queue = slices.DeleteFunc(l.queue, func(q string) bool { return q == id })
 }
 

@@ -80,6 +80,19 @@ func TestLayersAreMeasuredNowAndThen(t *testing.T) {
 }
 
 func TestSlowLayersAreMeasuredLessOften(t *testing.T) {
+	f := newFakeLayers(nil)
+	f.request(time.Now(), "a", "b")
+	f.tasks.Wait()
+	if a, b := f.byID["a"].took, f.byID["b"].took; f.total != a+b {
+		t.Errorf("%v and %v are not %v", a, b, f.total)
+	}
+	f.err = errors.New("gone")
+	f.request(time.Now().Add(time.Hour), "a")
+	f.tasks.Wait()
+	f.forget("b")
+	if f.total != 0 {
+		t.Errorf("%v for nothing", f.total)
+	}
 	for took, want := range map[time.Duration]time.Duration{0: layerMaxAge, 100 * time.Millisecond: layerMaxAge, time.Minute: layerShare * time.Minute} {
 		if got := layerPause(took); got != want {
 			t.Errorf("after one that took %v: %v", took, got)
