@@ -36,6 +36,8 @@ __attribute__((noreturn, used)) void entry(void) {
 
 	sc(SYS_rt_sigprocmask, SIG_BLOCK, (long)&all, 0, sizeof all);
 	sc(SYS_prctl, PR_SET_NAME, (long)"pause", 0, 0); // it was executed by a descriptor's number
+	// Not for a container that has the same user in a shared pid namespace: pause has another cgroup than it.
+	sc(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0);
 	for (;;) {
 		// Children that ended before the mask was set have left no signal, so reap first.
 		while (sc(SYS_wait4, -1, 0, WNOHANG | __WALL, 0) > 0)
