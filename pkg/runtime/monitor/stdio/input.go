@@ -81,4 +81,7 @@ func (s *Streams) closeInput() {
 	for _, a := range s.attachments {
 		a.closeInput()
 	}
+	if s.inputClosed != nil && s.terminal < 0 && !s.stopped {
+		s.inputClosed()
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +25,9 @@ import (
 const (
 	// readSize is the most that is read from one descriptor before the next one has its turn.
 	readSize = 256 << 10
+	// busyPipe is the size that a busy container's pipe gets; it bridges the time without a reader when this process
+	// is replaced.
+	busyPipe = 1 << 20
 	// maxHeld is how many bytes of log records wait in memory, per container, before its output is left in the pipe.
 	maxHeld = 1 << 20
 	// heldReadSize is read at once while records wait: the shortest lines grow forty-fold in the log format.
@@ -46,6 +50,7 @@ type Loop struct {
 	ep, wake int
 	log      *slog.Logger
 	done     chan struct{}
+	paused   atomic.Bool
 
 	mu     sync.Mutex
 	calls  []func()
@@ -55,7 +60,8 @@ type Loop struct {
 	watches map[int32]*watch
 	gen     int32
 	stop    bool
-	buf     []byte
+	journal *journal
+	buf     []byte // the journal's
 	records *logs.Buffer
 	timers  map[timed]time.Time
 }
@@ -65,6 +71,47 @@ type timed interface{ expire() }
 
 // New starts a Loop. Close ends it.
 func New(log *slog.Logger) (*Loop, error) {
+	j, err := newJournal()
+	if err != nil {
+		return nil, err
+	}
+	l, err := start(log, j)
+	if err != nil {
+		j.close()
+	}
+	return l, err
+}
+
+// Resume starts a Loop with the journal of a former one, see Journal, whose process has died or was replaced. It owns
+// the files, also on error. The Streams are restored next, the one with slot Unfinished first.
+func Resume(log *slog.Logger, files []int) (*Loop, error) {
+	j, err := mapJournal(files)
+	if err != nil {
+		closeAll(files...)
+		return nil, err
+	}
+	if err = j.recover(); err == nil {
+		var l *Loop
+		if l, err = start(log, j); err == nil {
+			return l, nil
+		}
+	}
+	j.close()
+	return nil, err
+}
+
+// Journal are the files that Resume needs. They stay the Loop's.
+func (l *Loop) Journal() []int { return []int{l.journal.memfd, l.journal.in, l.journal.out} }
+
+// Unfinished is the Slot of the Streams that a former process was serving when it died, -1 if there is none.
+func (l *Loop) Unfinished() int {
+	if l.journal.lost == nil {
+		return -1
+	}
+	return l.journal.lost.slot
+}
+
+func start(log *slog.Logger, j *journal) (*Loop, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -78,7 +125,8 @@ func New(log *slog.Logger) (*Loop, error) {
 		ep: ep, wake: wake, log: log,
 		done:    make(chan struct{}),
 		watches: map[int32]*watch{},
-		buf:     make([]byte, readSize),
+		journal: j,
+		buf:     j.buf(),
 		records: logs.NewBuffer(),
 		timers:  map[timed]time.Time{},
 	}
@@ -115,6 +163,9 @@ func (l *Loop) post(f func()) bool {
 
 // call runs f in the loop's goroutine. When ctx ends first, f still runs later.
 func (l *Loop) call(ctx context.Context, f func() error) error {
+	if l.paused.Load() {
+		return f()
+	}
 	result := make(chan error, 1)
 	if !l.post(func() { result <- f() }) {
 		return errClosed
@@ -158,6 +209,19 @@ func (l *Loop) run() {
 	}
 	unix.Close(l.ep)
 	unix.Close(l.wake)
+	l.journal.close()
+}
+
+// Pause stops the loop at a point where nothing is half done. Until resume is called, which must happen but for an
+// execve(2), only Save may be called.
+func (l *Loop) Pause() (resume func(), err error) {
+	paused, again := make(chan struct{}), make(chan struct{})
+	if !l.post(func() { close(paused); <-again }) {
+		return nil, errClosed
+	}
+	<-paused
+	l.paused.Store(true)
+	return func() { l.paused.Store(false); close(again) }, nil
 }
 
 func (l *Loop) runCalls() {

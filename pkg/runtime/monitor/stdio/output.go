@@ -21,6 +21,7 @@ type output struct {
 	stream logs.Stream
 	tty    bool
 	eof    bool
+	direct bool // it can't be spliced from
 	full   int8 // full reads in a row; negative: the pipe was enlarged, or can't be
 }
 
@@ -28,15 +29,11 @@ func (o *output) ready(uint32) { o.read() }
 
 // read takes what is there, once. It tells whether there may be more.
 func (o *output) read() bool {
-	buf := o.l.buf
-	if o.s.log != nil && o.s.log.Waiting() > 0 {
-		buf = buf[:heldReadSize]
-	}
-	n, err := retryIntr(func() (int, error) { return unix.Read(o.fd, buf) })
+	p, now, err := o.take()
 	switch {
-	case n > 0:
-		o.grow(n)
-		o.s.deliver(o.stream, buf[:n])
+	case len(p) > 0:
+		o.grow(len(p))
+		o.s.deliver(now, o.stream, p)
 		return true
 	case again(err):
 	case o.tty && !o.s.stopped:
@@ -49,6 +46,54 @@ func (o *output) read() bool {
 	return false
 }
 
+// take moves what is there into the buffer, by way of the journal if it is for a log; now is the time that its records
+// get. Whoever gets something must deliver it.
+func (o *output) take() (p []byte, now time.Time, err error) {
+	limit := readSize
+	if o.s.log != nil && o.s.log.Waiting() > 0 {
+		limit = heldReadSize
+	}
+	j := o.l.journal
+	journaled := o.s.log != nil && o.s.slot >= 0
+	if journaled && !o.direct {
+		now = j.begin(opAppend, o.s.slot, o.stream, o.s.log)
+		n, err := retryIntr(func() (int, error) {
+			n, err := unix.Splice(o.fd, nil, j.in, nil, limit, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			return int(n), err
+		})
+		if n > 0 {
+			j.h.n.Store(int64(n))
+			if err := j.fill(0, n); err != nil { // the pipe is ours alone: it can't be
+				o.l.log.Error("output is lost", "container", o.s.id, "bytes", n, "err", err)
+				j.abandon()
+				return nil, now, unix.EAGAIN
+			}
+			return o.l.buf[:n], now, nil
+		}
+		j.abandon()
+		if err != unix.EINVAL { // a terminal of a kernel that can't splice from it
+			return nil, now, err
+		}
+		o.direct = true
+	}
+	if journaled {
+		now = j.begin(opDirect, o.s.slot, o.stream, o.s.log)
+	}
+	n, err := retryIntr(func() (int, error) { return unix.Read(o.fd, o.l.buf[:limit]) })
+	if n <= 0 {
+		if journaled {
+			j.abandon()
+		}
+		return nil, now, err
+	}
+	if journaled {
+		j.h.n.Store(int64(n))
+	} else if o.s.log != nil {
+		now = o.s.log.Now()
+	}
+	return o.l.buf[:n], now, nil
+}
+
 // grow enlarges the pipe of a container that writes faster than it is read.
 func (o *output) grow(n int) {
 	switch {
@@ -57,7 +102,7 @@ func (o *output) grow(n int) {
 		o.full = 0
 	default:
 		if o.full++; o.full == fullReads {
-			_, _ = unix.FcntlInt(uintptr(o.fd), unix.F_SETPIPE_SZ, readSize) // EPERM over the user's limit
+			_, _ = unix.FcntlInt(uintptr(o.fd), unix.F_SETPIPE_SZ, busyPipe) // EPERM over the user's limit
 			o.full = -1
 		}
 	}
@@ -90,10 +135,17 @@ func (o *output) last() {
 }
 
 func (o *output) endLine() {
-	if o.s.log != nil {
-		_ = o.s.log.End(o.l.records, o.stream)
-		o.s.settleLog()
+	log, j, slot := o.s.log, o.l.journal, o.s.slot
+	switch {
+	case log == nil || len(log.Part(o.stream)) == 0:
+		return
+	case slot < 0:
+		_ = log.End(o.l.records, o.stream)
+	default:
+		_ = log.EndAt(j.begin(opEnd, slot, o.stream, log), o.l.records, o.stream)
+		j.commit(slot, o.stream, log)
 	}
+	o.s.settleLog()
 }
 
 func (o *output) end() {

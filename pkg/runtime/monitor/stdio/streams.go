@@ -27,6 +27,8 @@ type Config struct {
 	TerminalInput bool
 	// Log takes the output; nil: it is thrown away.
 	Log *logs.File
+	// InputClosed, if it is set, is called when the container's stdin was closed. It must not block.
+	InputClosed func()
 }
 
 // Streams are the stdio of one container in a Loop. All methods are safe for concurrent use.
@@ -35,7 +37,9 @@ type Streams struct {
 	id string
 
 	// What follows belongs to the loop's goroutine.
+	slot        int // in the journal; -1: none
 	log         *logs.File
+	inputClosed func()
 	outs        []*output
 	in          *input
 	terminal    int // for resizing; owned by outs[0]
@@ -48,9 +52,9 @@ type Streams struct {
 
 // Add begins to serve a container. The descriptors and the log are the Loop's from now on, also on error.
 func (l *Loop) Add(c Config) (*Streams, error) {
-	s := &Streams{l: l, id: c.ID, log: c.Log, terminal: c.Terminal, drained: make(chan struct{})}
+	s := &Streams{l: l, id: c.ID, log: c.Log, inputClosed: c.InputClosed, terminal: c.Terminal, drained: make(chan struct{})}
 	result := make(chan error, 1)
-	if !l.post(func() { result <- s.start(c) }) {
+	if !l.post(func() { s.slot = l.journal.alloc(); result <- s.start(c) }) {
 		return nil, errClosed
 	}
 	if err := <-result; err != nil {
@@ -148,6 +152,8 @@ func (s *Streams) close() {
 		}
 		s.log = nil
 	}
+	s.l.journal.release(s.slot)
+	s.slot = -1
 }
 
 // ReopenLog goes on in a new log file; on error the old one stays.
@@ -173,9 +179,12 @@ func (s *Streams) Resize(ctx context.Context, width, height uint16) error {
 }
 
 // deliver logs p and passes it to the attachments.
-func (s *Streams) deliver(stream logs.Stream, p []byte) {
+func (s *Streams) deliver(now time.Time, stream logs.Stream, p []byte) {
 	if s.log != nil {
-		_ = s.log.Append(s.l.records, stream, p)
+		_ = s.log.AppendAt(now, s.l.records, stream, p)
+		if s.slot >= 0 {
+			s.l.journal.commit(s.slot, stream, s.log)
+		}
 		s.settleLog()
 	}
 	for _, a := range slices.Clone(s.attachments) { // a drop changes the list

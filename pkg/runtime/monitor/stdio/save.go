@@ -1,0 +1,213 @@
+package stdio
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
+)
+
+// Saved are the streams of one container as Restore needs them in another process. What a process that died suddenly
+// would have lost with it is in the journal.
+type Saved struct {
+	Slot          int        `json:"slot"` // in the journal
+	Log           logs.State `json:"log,omitzero"`
+	StdinOnce     bool       `json:"stdin_once,omitempty"`
+	TerminalInput bool       `json:"terminal_input,omitempty"`
+
+	// What follows is saved while the Loop is paused only.
+	Stopped bool   `json:"stopped,omitempty"`
+	Pending []byte `json:"pending,omitempty"` // input that the container has not taken
+	Closing bool   `json:"closing,omitempty"` // stdin is closed after it
+}
+
+// Files are the descriptors of a Streams; -1: none.
+type Files struct{ Stdin, Stdout, Stderr, Terminal, Log int }
+
+// NoFiles is where one begins.
+var NoFiles = Files{-1, -1, -1, -1, -1}
+
+// Save describes the streams. The files stay theirs.
+func (s *Streams) Save(ctx context.Context) (v Saved, f Files, err error) {
+	err = s.l.call(ctx, func() error { v, f = s.save(); return nil })
+	return v, f, err
+}
+
+func (s *Streams) save() (Saved, Files) {
+	v, f := Saved{Slot: s.slot}, NoFiles
+	if s.log != nil {
+		f.Log = s.log.FD()
+		v.Log = s.log.State()
+		if !s.l.paused.Load() { // the journal has it
+			v.Log = logs.State{Dir: v.Log.Dir, Path: v.Log.Path}
+		}
+	}
+	for _, o := range s.outs {
+		switch {
+		case o.tty:
+			f.Terminal = o.fd
+		case o.stream == logs.Stdout:
+			f.Stdout = o.fd
+		default:
+			f.Stderr = o.fd
+		}
+	}
+	if s.in != nil {
+		v.StdinOnce = s.in.once
+		if v.TerminalInput = f.Terminal >= 0; !v.TerminalInput {
+			f.Stdin = s.in.fd
+		}
+	}
+	if s.l.paused.Load() {
+		v.Stopped = s.stopped
+		if s.in != nil {
+			v.Pending, v.Closing = s.in.pending, s.in.closing
+		}
+	}
+	return v, f
+}
+
+// Restore goes on with the streams that another process has saved; died tells that it could not say its last word. The
+// files are the Loop's from now on, also on error.
+func (l *Loop) Restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
+	s := &Streams{l: l, id: id, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
+	result := make(chan error, 1)
+	if !l.post(func() { result <- s.restore(v, f, died) }) {
+		closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
+		return nil, errClosed
+	}
+	if err := <-result; err != nil {
+		return nil, fmt.Errorf("stdio of %s: %w", id, err)
+	}
+	return s, nil
+}
+
+func (s *Streams) restore(v Saved, f Files, died bool) error {
+	j := s.l.journal
+	if s.slot = v.Slot; s.slot >= 0 {
+		if err := j.claim(s.slot); err != nil {
+			s.l.log.Error("container log may lack a part of a line", "container", s.id, "err", err)
+			s.slot = j.alloc()
+			died = false
+		}
+	}
+	if f.Log >= 0 {
+		if died && s.slot >= 0 {
+			j.state(s.slot, &v.Log)
+		}
+		s.log = logs.Resume(f.Log, v.Log)
+		if died {
+			j.redo(s.slot, s.log, s.l.records)
+		}
+	}
+	if err := s.start(Config{
+		ID: s.id, Stdin: f.Stdin, StdinOnce: v.StdinOnce, Stdout: f.Stdout, Stderr: f.Stderr, Terminal: f.Terminal,
+		TerminalInput: v.TerminalInput, Log: s.log,
+	}); err != nil {
+		return err
+	}
+	s.stopped = v.Stopped
+	if s.in != nil && len(v.Pending) > 0 {
+		s.in.closing = v.Closing
+		s.in.send(v.Pending)
+	}
+	s.settleLog()
+	return nil
+}
+
+// SetMark leaves a number in the journal, which outlives this process at once: see Mark.
+func (s *Streams) SetMark(m uint32) {
+	if s.slot >= 0 {
+		s.l.journal.slot(s.slot).mark.Store(m)
+	}
+}
+
+// Mark is what SetMark has left, also by a process that has died since.
+func (s *Streams) Mark() uint32 {
+	if s.slot < 0 {
+		return 0
+	}
+	return s.l.journal.slot(s.slot).mark.Load()
+}
+
+// SavedAttachment is an Attachment as Reattach needs it.
+type SavedAttachment struct {
+	Queue   [2][]byte `json:"queue,omitempty"`   // waits for the client, per stream
+	Ended   [2]bool   `json:"ended,omitempty"`   // nothing comes behind it
+	Live    bool      `json:"live,omitempty"`    // gets what the container writes
+	Over    bool      `json:"over,omitempty"`    // there is only its result left
+	Dropped bool      `json:"dropped,omitempty"` // which is that it was too slow
+}
+
+// Save describes an attachment while the Loop is paused, with its stdin, stdout and stderr, which stay its own.
+func (a *Attachment) Save() (SavedAttachment, [3]int) {
+	v, f := SavedAttachment{Over: a.over, Dropped: a.err != nil}, [3]int{-1, -1, -1}
+	v.Live = slices.Contains(a.s.attachments, a)
+	if a.in != nil {
+		f[0] = a.in.fd
+	}
+	for i, o := range a.outs {
+		if o != nil {
+			v.Queue[i], v.Ended[i], f[1+i] = o.queue, o.ended, o.fd
+		}
+	}
+	return v, f
+}
+
+// Reattach goes on with an attachment that another process has saved. The files are the Loop's from now on.
+func (s *Streams) Reattach(v SavedAttachment, f [3]int) (*Attachment, error) {
+	a := &Attachment{s: s, done: make(chan struct{})}
+	done := make(chan struct{})
+	if !s.l.post(func() { a.resume(v, f); close(done) }) {
+		closeAll(f[:]...)
+		return nil, errClosed
+	}
+	<-done
+	return a, nil
+}
+
+func (a *Attachment) resume(v SavedAttachment, f [3]int) {
+	var result error
+	if v.Dropped {
+		result = errSlow
+	}
+	if v.Live {
+		a.s.attachments = append(a.s.attachments, a)
+	}
+	for i, fd := range f[1:] {
+		if fd < 0 {
+			continue
+		}
+		o := &attachOut{a: a, queue: bytes.Clone(v.Queue[i]), ended: v.Ended[i]}
+		o.watch = watch{l: a.s.l, h: o, fd: fd}
+		a.outs[i] = o
+	}
+	if f[0] >= 0 {
+		a.in = &attachIn{a: a}
+		a.in.watch = watch{l: a.s.l, h: a.in, fd: f[0]}
+		switch {
+		case a.s.in == nil:
+			a.closeInput()
+		case len(a.s.in.pending) == 0:
+			_ = a.in.arm(unix.EPOLLIN)
+		}
+	}
+	for _, o := range a.outs {
+		if o == nil {
+			continue
+		}
+		events := uint32(0)
+		if len(o.queue) > 0 {
+			events = unix.EPOLLOUT
+		}
+		_ = o.arm(events) // EPERM for a file that never blocks
+		if len(o.queue) > 0 || o.ended {
+			o.flush()
+		}
+	}
+	a.settle(result)
+}
