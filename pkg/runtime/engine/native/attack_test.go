@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -135,5 +137,91 @@ func TestImageKeepsMode(t *testing.T) {
 	}
 	if _, err := b.image.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("the stub can be written to")
+	}
+}
+
+// Somebody who shares a volume swaps a mount point in it for links that lead out, while containers are made.
+func TestMountTargetIsSwapped(t *testing.T) {
+	b := newBed(t)
+	path := canary(t)
+	volume := t.TempDir()
+	target := filepath.Join(volume, "target")
+	stop := make(chan struct{})
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		links := []string{filepath.Dir(path), "../../../../../.." + filepath.Dir(path), "/proc/1/root" + filepath.Dir(path), "/proc/sys", "/dev"}
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.MkdirAll(filepath.Join(target, "sub"), 0o755)
+			_ = os.RemoveAll(target)
+			_ = os.Symlink(links[i%len(links)], target)
+			_ = os.Remove(target)
+		}
+	})
+	defer swapper.Wait()
+	defer close(stop)
+	made := 0
+	for range 300 {
+		spec := newSpec("/bin/sh", "-c", "cat "+path)
+		spec.Mounts = append(spec.Mounts,
+			specs.Mount{Destination: "/volume", Type: "bind", Source: volume, Options: []string{"rbind", "rw"}},
+			specs.Mount{Destination: "/volume/target", Type: "tmpfs", Source: "tmpfs"},
+			specs.Mount{Destination: "/volume/target/sub/file", Type: "bind", Source: "/etc/hostname", Options: []string{"rbind", "ro"}})
+		spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, "/volume/target/sub")
+		spec.Linux.ReadonlyPaths = append(spec.Linux.ReadonlyPaths, "/volume/target")
+		c := b.config(t, spec)
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Stdout = w
+		ct, err := b.Create(testContext(t), c)
+		if err != nil { // what the swapper has put there is refused
+			r.Close()
+			w.Close()
+			continue
+		}
+		made++
+		if err := ct.Start(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := drain(t, r, w, ct.Process()); strings.Contains(out, "host") {
+			t.Fatal("the container has read the host's file")
+		}
+		r.Close()
+		remove(t, ct)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
+		t.Errorf("the host's directory has changed: %v %v", entries, err)
+	}
+	if made == 0 {
+		t.Error("not one container was made")
+	}
+}
+
+// What asks for the impossible is told so, and is not an error of the node's.
+func TestTooMuchIsInvalid(t *testing.T) {
+	b := newBed(t)
+	for name, change := range map[string]func(*specs.Process){
+		"arguments":         func(p *specs.Process) { p.Args = append(p.Args, strings.Repeat("x", 3<<20)) },
+		"an order":          func(p *specs.Process) { p.Args = append(p.Args, strings.Repeat("x", maxPayload)) },
+		"magic link":        func(p *specs.Process) { p.Cwd = "/proc/1/root" },
+		"a long directory":  func(p *specs.Process) { p.Cwd = "/" + strings.Repeat("x", 300) },
+		"a long executable": func(p *specs.Process) { p.Args = []string{"/" + strings.Repeat("x", 300)} },
+	} {
+		spec := newSpec("/bin/true")
+		change(spec.Process)
+		ct, err := b.Create(testContext(t), b.config(t, spec))
+		if err == nil {
+			err = ct.Start(testContext(t))
+			remove(t, ct)
+		}
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %.300v", name, err)
+		}
 	}
 }

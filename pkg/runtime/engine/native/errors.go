@@ -18,7 +18,8 @@ func classify(err error) error {
 		return fmt.Errorf("%w (%w)", err, errdefs.ErrNotFound)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w (%w)", err, errdefs.ErrPermissionDenied)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV): // ENODEV: an unknown file system
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV), // ENODEV: an unknown file system
+		errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.E2BIG):
 		return fmt.Errorf("%w (%w)", err, errdefs.ErrInvalidArgument)
 	}
 	return err

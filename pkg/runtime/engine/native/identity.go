@@ -199,7 +199,7 @@ func (s *stub) become(id *identity) error {
 		fds = []int{int(s.engine.proc.Fd())}
 	}
 	if err := s.order(opExec, 0, id.payload(), fds...); err != nil {
-		return err
+		return classify(err)
 	}
 	_, _, err := s.answer()
 	var failed *stubError
