@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -59,7 +60,7 @@ func (s *Server) StopContainer(ctx context.Context, r *runtimeapi.StopContainerR
 	if r.GetContainerId() == "" {
 		return nil, invalid("container_id is empty")
 	}
-	grace := time.Duration(max(0, r.GetTimeout())) * time.Second
+	grace := timeout(r.GetTimeout())
 	return &runtimeapi.StopContainerResponse{}, s.containers.Stop(ctx, r.GetContainerId(), grace)
 }
 
@@ -96,11 +97,19 @@ func (s *Server) eachContainer(f *runtimeapi.ContainerFilter) iter.Seq[*runtimea
 	}
 }
 
+// timeout is a CRI timeout in seconds; a negative one is none, and what is beyond a Duration is the longest one.
+func timeout(n int64) time.Duration {
+	return time.Duration(min(max(n, 0), int64(math.MaxInt64/time.Second))) * time.Second
+}
+
+// unreadable stands for what a record that can't be read would tell.
+const unreadable = "unreadable"
+
 func containerMetadata(ctr *runtime.Container) *runtimeapi.ContainerMetadata {
 	if m := ctr.Config.GetMetadata(); m != nil {
 		return m
 	}
-	return &runtimeapi.ContainerMetadata{Name: "unreadable-" + ctr.ID[:min(12, len(ctr.ID))]}
+	return &runtimeapi.ContainerMetadata{Name: unreadable + "-" + ctr.ID[:min(12, len(ctr.ID))]}
 }
 
 func containerState(ctr *runtime.Container) runtimeapi.ContainerState {
@@ -118,6 +127,9 @@ func containerState(ctr *runtime.Container) runtimeapi.ContainerState {
 
 // imageNames are the user's name of a container's image and its repo digest, which kubelet shows as imageID.
 func (s *Server) imageNames(ctr *runtime.Container) (*runtimeapi.ImageSpec, string) {
+	if ctr.Broken != "" { // kubelet refuses a status without image and reference, and with it the whole pod's
+		return &runtimeapi.ImageSpec{Image: unreadable}, unreadable
+	}
 	name := &runtimeapi.ImageSpec{Image: ctr.Config.GetImage().GetImage(), UserSpecifiedImage: ctr.Config.GetImage().GetUserSpecifiedImage()}
 	ref := ctr.ImageID
 	if image, err := s.images.Get(ctr.ImageID); err == nil && ctr.ImageID != "" {
@@ -192,7 +204,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	if r.GetTimeout() < 0 {
 		return nil, invalid("timeout is negative")
 	}
-	res, err := s.containers.ExecSync(ctx, r.GetContainerId(), r.GetCmd(), time.Duration(r.GetTimeout())*time.Second)
+	res, err := s.containers.ExecSync(ctx, r.GetContainerId(), r.GetCmd(), timeout(r.GetTimeout()))
 	if err != nil {
 		return nil, err
 	}

@@ -5,11 +5,16 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
 // retryMonitor is how long to wait before cri-monitor is called again after it was lost.
 const retryMonitor = 200 * time.Millisecond
+
+// resumeAtOnce is how many sandboxes resume stops at the same time.
+const resumeAtOnce = 8
 
 // recover brings the records and what is there together, before the server answers its first call.
 func (s *Server) recover(ctx context.Context) error {
@@ -70,6 +75,22 @@ func (s *Server) sweepCgroups(ctx context.Context) {
 	}
 }
 
+// resume ends the stops of sandboxes that a former server has begun: their callers may be gone with it.
+func (s *Server) resume(ctx context.Context) {
+	var g errgroup.Group
+	g.SetLimit(resumeAtOnce)
+	for _, id := range s.sandboxes.Unfinished() {
+		g.Go(func() error {
+			s.log.Info("going on to stop a sandbox", "sandbox", id)
+			if err := s.stopSandbox(ctx, id); err != nil {
+				s.log.Error("stop a sandbox", "sandbox", id, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+}
+
 // follow carries cri-monitor's news to sandboxes and containers until ctx ends. When the line breaks it is taken up
 // again; the events begin with the state of every container, so nothing is missed.
 func (s *Server) follow(ctx context.Context) {
@@ -95,7 +116,13 @@ func (s *Server) followOnce(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if e.State.Status != monitor.Stopped || e.Type == "deleted" {
+		switch {
+		case e.Type == "deleted":
+			continue
+		case e.State.Status == monitor.Running:
+			s.containers.Started(e.State)
+			continue
+		case e.State.Status != monitor.Stopped:
 			continue
 		}
 		if !s.containers.Exited(e.State) && s.sandboxes.PauseExited(e.State.ID) {

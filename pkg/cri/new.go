@@ -89,6 +89,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	s.stop = stop
 	s.tasks.Add(1)
 	go func() { defer s.tasks.Done(); s.follow(background) }()
+	s.tasks.Go(func() { s.resume(background) })
 	return s, nil
 }
 

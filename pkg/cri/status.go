@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -16,6 +17,10 @@ const RuntimeName = "cri-server"
 
 // kubeletAPIVersion is what kubelet insists on in VersionResponse.version.
 const kubeletAPIVersion = "0.1.0"
+
+// monitorPatience is how long cri-monitor may take to say that it is there. kubelet asks for the status every 5 s, and has
+// to learn of it rather than wait.
+const monitorPatience = 3 * time.Second
 
 // Version tells who answers. runtime_version and runtime_api_version must be semantic versions.
 func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
@@ -60,6 +65,8 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 
 func (s *Server) runtimeReady(ctx context.Context) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	ctx, cancel := context.WithTimeout(ctx, monitorPatience)
+	defer cancel()
 	if _, err := s.monitor.Version(ctx); err != nil {
 		c.Status, c.Reason, c.Message = false, "MonitorNotReady", "cri-monitor does not answer: "+err.Error()
 	}

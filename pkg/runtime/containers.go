@@ -84,6 +84,9 @@ type Container struct {
 	Timeline, StartTimeline operation.Timeline
 	// Broken says why the record could not be read; such a container is listed as unknown, stopped and removed.
 	Broken string
+	// Leftover is set when CreateContainer failed and what it had made could not be taken down. It is not recorded: the
+	// record still says creating.
+	Leftover bool
 }
 
 // Monitor is what containers need of cri-monitor.
@@ -92,6 +95,7 @@ type Monitor interface {
 	Start(ctx context.Context, id string) (monitor.State, error)
 	Signal(ctx context.Context, id string, sig unix.Signal) error
 	Kill(ctx context.Context, id string) error
+	State(ctx context.Context, id string) (monitor.State, error)
 	Delete(ctx context.Context, id string) error
 	ReopenLog(ctx context.Context, id string) error
 	Resize(ctx context.Context, id string, width, height uint16) error
@@ -134,6 +138,7 @@ type Containers struct {
 	byID   map[string]*Container
 	byKey  map[string]string
 	exited map[string]chan struct{} // closed when the container has ended; made by who waits
+	died   map[string]bool          // containers whose process ended while they were being created
 }
 
 // Key is the name by which operations on the same container find each other.
@@ -141,16 +146,17 @@ func Key(sandboxID string, m *runtimeapi.ContainerMetadata) string {
 	return fmt.Sprintf("%s/%s/%d", sandboxID, m.GetName(), m.GetAttempt())
 }
 
-// Get finds a container by its id or an unambiguous prefix of it. ErrNotFound.
+// Get finds a container by its id or an unambiguous prefix of it. ErrNotFound, also while it is still being created: its
+// id is nobody's to name yet.
 func (c *Containers) Get(id string) (*Container, error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if ctr := c.byID[id]; ctr != nil {
+	if ctr := c.byID[id]; ctr != nil && ctr.State != Creating {
 		return ctr, nil
 	}
 	var found *Container
 	for full, ctr := range c.byID {
-		if id != "" && strings.HasPrefix(full, id) {
+		if id != "" && ctr.State != Creating && strings.HasPrefix(full, id) {
 			if found != nil {
 				return nil, fmt.Errorf("container id %q is ambiguous: %w", id, errdefs.ErrInvalidArgument)
 			}
@@ -208,6 +214,9 @@ func (c *Containers) set(ctr *Container) {
 	}
 	if ctr.State == Exited || ctr.State == Unknown {
 		c.settled(ctr.ID)
+		if m := ctr.Config.GetMetadata(); m != nil {
+			c.ops.Forget("create " + Key(ctr.SandboxID, m)) // a retry must not be told that it can be started
+		}
 	}
 	c.mu.Unlock()
 	if c.cfg.Changed != nil {
@@ -219,6 +228,7 @@ func (c *Containers) drop(ctr *Container) {
 	c.mu.Lock()
 	old := c.byID[ctr.ID]
 	delete(c.byID, ctr.ID)
+	delete(c.died, ctr.ID)
 	if m := ctr.Config.GetMetadata(); m != nil {
 		c.ops.Forget("create " + Key(ctr.SandboxID, m))
 	}
@@ -255,8 +265,18 @@ func (c *Containers) ended(id string) <-chan struct{} {
 	return ch
 }
 
-// change records and shows a changed copy of the container; f must not keep it.
+// change records and shows a changed copy of the container; f must not keep it. If it can't be recorded nothing changes.
 func (c *Containers) change(id string, f func(*Container)) (*Container, error) {
+	return c.edit(id, f, true)
+}
+
+// note is change for what has happened already: it is shown even if it can't be recorded, on a full disk, say; then the
+// container is returned with the error. cri-monitor knows it too, so the next start of the server learns of it again.
+func (c *Containers) note(id string, f func(*Container)) (*Container, error) {
+	return c.edit(id, f, false)
+}
+
+func (c *Containers) edit(id string, f func(*Container), strict bool) (*Container, error) {
 	unlock, err := c.edits.Lock(context.Background(), id)
 	if err != nil {
 		return nil, err
@@ -270,9 +290,10 @@ func (c *Containers) change(id string, f func(*Container)) (*Container, error) {
 	}
 	next := *old
 	f(&next)
-	if err := c.save(&next); err != nil {
+	err = c.save(&next)
+	if err != nil && strict {
 		return nil, err
 	}
 	c.set(&next)
-	return &next, nil
+	return &next, err
 }

@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/objectid"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
-	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
@@ -43,25 +41,42 @@ type Pod struct {
 // long as it asks for the same thing.
 func (c *Containers) Create(ctx context.Context, pod *Pod, config *runtimeapi.ContainerConfig) (*Container, error) {
 	key := Key(pod.ID, config.GetMetadata())
-	return operation.Do(ctx, c.ops, "create "+key, createTimeout, func(ctx context.Context, op *operation.Op) (*Container, error) {
-		if ctr, err := c.existing(key, config); ctr != nil || err != nil {
+	ctr, err := operation.Do(ctx, c.ops, "create "+key, createTimeout, func(ctx context.Context, op *operation.Op) (*Container, error) {
+		if ctr, err := c.existing(ctx, key, config); ctr != nil || err != nil {
 			return ctr, err
 		}
-		return c.create(ctx, op, pod, config)
+		ctr, err := c.create(ctx, op, pod, config)
+		if err != nil && !pod.Ready() && !errdefs.IsFailedPrecondition(err) {
+			err = fmt.Errorf("%w (%v)", errStopped(pod.ID), err) // whatever it is, that is why
+		}
+		return ctr, err
 	})
+	if err == nil && !proto.Equal(ctr.Config, config) { // joined an operation that was begun with another
+		return nil, differs(ctr)
+	}
+	return ctr, err
+}
+
+func differs(ctr *Container) error {
+	return fmt.Errorf("container %s of that name and attempt is there (%s); remove it, or raise the attempt: %w",
+		ctr.ID, ctr.State, errdefs.ErrAlreadyExists)
 }
 
 // existing answers a retry: the container if it is there and the same.
-func (c *Containers) existing(key string, config *runtimeapi.ContainerConfig) (*Container, error) {
+func (c *Containers) existing(ctx context.Context, key string, config *runtimeapi.ContainerConfig) (*Container, error) {
 	c.mu.RLock()
 	ctr := c.byID[c.byKey[key]]
 	c.mu.RUnlock()
 	switch {
 	case ctr == nil:
 		return nil, nil
+	case ctr.Leftover:
+		if err := c.Remove(ctx, ctr.ID); err != nil {
+			return nil, fmt.Errorf("an earlier try is still to be taken down: %w", err)
+		}
+		return nil, nil
 	case ctr.State != Created || !proto.Equal(ctr.Config, config):
-		return nil, fmt.Errorf("container %s of that name and attempt is there (%s); remove it, or raise the attempt: %w",
-			ctr.ID, ctr.State, errdefs.ErrAlreadyExists)
+		return nil, differs(ctr)
 	}
 	return ctr, nil
 }
@@ -91,7 +106,10 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 		return nil, err
 	}
 	c.set(ctr)
-	op.Undo("container "+ctr.ID, func(ctx context.Context) error { return c.discard(ctx, ctr) })
+	op.Undo("container "+ctr.ID, func(ctx context.Context) error { return c.takeBack(ctx, ctr) })
+	if !pod.Ready() { // from here on, who stops the sandbox sees this one and ends it
+		return nil, errStopped(pod.ID)
+	}
 
 	next := *ctr
 	op.Stage("snapshot")
@@ -122,7 +140,7 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	// Whoever stops the sandbox first makes it not ready and then looks for its containers: either they see this one, or
 	// it sees them.
 	if !pod.Ready() {
-		return nil, fmt.Errorf("sandbox %s was stopped meanwhile: %w", pod.ID, errdefs.ErrFailedPrecondition)
+		return nil, errStopped(pod.ID)
 	}
 	return &next, nil
 }
@@ -138,6 +156,11 @@ func (c *Containers) publish(ctr *Container) error {
 		return err
 	}
 	c.set(ctr)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.died[ctr.ID] { // whoever looks for it later finds a finished container
+		return fmt.Errorf("its process was killed meanwhile: %w", errdefs.ErrAborted)
+	}
 	return nil
 }
 
@@ -168,7 +191,8 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 	}
 	defer c.cfg.Cgroups.Settle(ctr.CgroupPath)
 	op.Stage("create")
-	st, err := c.cfg.Monitor.Create(ctx, req)
+	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
+	st, err := c.cfg.Monitor.Create(context.WithoutCancel(ctx), req)
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
@@ -185,7 +209,7 @@ func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, vol
 	if err != nil {
 		return nil, fmt.Errorf("image root: %w", err)
 	}
-	root, err := openRoot(view)
+	root, err := view.View()
 	if err != nil {
 		return nil, fmt.Errorf("image root: %w", err)
 	}
@@ -233,15 +257,4 @@ func namespaces(pod *Pod, target int) spec.Namespaces {
 		n.User = ns(pod.Pid, "user")
 	}
 	return n
-}
-
-// openRoot mounts a root file system where nobody sees it and opens it for reading beneath it. The mount goes with the
-// returned root.
-func openRoot(r rootfs.Rootfs) (*os.Root, error) {
-	m, err := r.Open(rootfs.Options{})
-	if err != nil {
-		return nil, err
-	}
-	defer m.Close()
-	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", m.Fd()))
 }

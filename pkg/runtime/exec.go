@@ -85,6 +85,8 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 		errs.close()
 		return nil, cause(ctx, err)
 	}
+	deadline := time.Now().Add(drainTimeout) // for both
+	_, _ = out.r.SetReadDeadline(deadline), errs.r.SetReadDeadline(deadline)
 	res := &ExecResult{Stdout: out.finish(), Stderr: errs.finish(), ExitCode: int32(code)}
 	return res, nil
 }
@@ -147,9 +149,8 @@ func (c *capture) open(b *budget) error {
 // would see, and few expect.
 func blocking(f *os.File) { f.Fd() }
 
-// finish waits for the end of output, not longer than drainTimeout.
+// finish waits for the end of output, not longer than r's read deadline.
 func (c *capture) finish() []byte {
-	_ = c.r.SetReadDeadline(time.Now().Add(drainTimeout))
 	<-c.done
 	c.r.Close()
 	return c.buf

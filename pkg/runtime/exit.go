@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,9 +16,12 @@ const cleanupTimeout = time.Minute
 // Exited takes note that a container has ended, as told by cri-monitor. It returns false if there is no such
 // container, or if it is still being created (then Create sees to it).
 func (c *Containers) Exited(st monitor.State) bool {
-	c.mu.RLock()
+	c.mu.Lock()
 	ctr := c.byID[st.ID]
-	c.mu.RUnlock()
+	if ctr != nil && ctr.State == Creating {
+		c.died[st.ID] = true // for publish to find
+	}
+	c.mu.Unlock()
 	if ctr == nil {
 		return false
 	}
@@ -29,6 +33,33 @@ func (c *Containers) Exited(st monitor.State) bool {
 		c.cfg.Log.Error("record the end of a container", "container", st.ID, "error", err)
 	}
 	return true
+}
+
+// Started takes note that a container's program runs, as told by cri-monitor. It matters only where no Start is there to
+// do it: the server was killed while the monitor carried out a start, or lost the answer.
+func (c *Containers) Started(st monitor.State) {
+	c.mu.RLock()
+	ctr := c.byID[st.ID]
+	c.mu.RUnlock()
+	if ctr == nil || ctr.State != Created || c.ops.Active("start "+st.ID) {
+		return
+	}
+	_, err := c.note(st.ID, func(n *Container) {
+		if n.State == Created {
+			n.State, n.StartedAt, n.Pid = Running, st.StartedAt, st.Pid
+		}
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		c.cfg.Log.Error("record the start of a container", "container", st.ID, "error", err)
+	}
+}
+
+// lost records the end of a container of which cri-monitor knows nothing.
+func (c *Containers) lost(id, message string) error {
+	_, err := c.finish(id, func(n *Container) {
+		n.FinishedAt, n.ExitCode, n.Reason, n.Message = time.Now(), codeUnknown, ReasonUnknown, message
+	})
+	return err
 }
 
 // apply puts the monitor's word on how a container ended into its picture.
@@ -50,10 +81,10 @@ func apply(n *Container, st monitor.State) {
 }
 
 // finish records a container's end, once, and then takes down what is left of it but its writable layer. The end is
-// on record before the monitor forgets it.
+// on record before the monitor forgets it: if it can't be recorded the monitor keeps it until the container is removed.
 func (c *Containers) finish(id string, f func(*Container)) (*Container, error) {
 	first := false
-	ctr, err := c.change(id, func(n *Container) {
+	ctr, err := c.note(id, func(n *Container) {
 		if first = n.State != Exited; first {
 			n.State, n.Pid = Exited, 0
 			f(n)
@@ -79,8 +110,28 @@ func (c *Containers) release(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Monitor.Delete(ctx, ctr.ID); err != nil {
 		return err
 	}
+	if ctr.Broken != "" {
+		return c.releaseCgroup(ctx, ctr.ID)
+	}
 	if ctr.CgroupPath == "" {
 		return nil
 	}
 	return c.cfg.Cgroups.Delete(ctx, ctr.CgroupPath)
+}
+
+// releaseCgroup removes the cgroup of a container whose record, which would name it, can't be read.
+func (c *Containers) releaseCgroup(ctx context.Context, id string) error {
+	paths, err := c.cfg.Cgroups.List()
+	if err != nil {
+		return err
+	}
+	for _, p := range paths {
+		if filepath.Base(p) != id {
+			continue
+		}
+		if err := c.cfg.Cgroups.Delete(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }

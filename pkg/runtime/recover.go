@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -26,6 +25,7 @@ func Open(cfg Config) (*Containers, error) {
 	c := &Containers{
 		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}), filters: f,
 		byID: map[string]*Container{}, byKey: map[string]string{}, exited: map[string]chan struct{}{},
+		died: map[string]bool{},
 	}
 	c.layers = layers{measure: cfg.Images.SnapshotUsage, tasks: &c.reaping}
 	return c, nil
@@ -69,31 +69,28 @@ func (c *Containers) settle(ctx context.Context, ctr *Container, sameBoot bool, 
 	switch {
 	case ctr.State == Creating:
 		log.Info("taking down a container that was not finished")
-		return c.discard(ctx, ctr)
+		return c.takeBack(ctx, ctr)
 	case ctr.State == Exited:
-		if known || sameBoot {
-			return c.release(ctx, ctr)
+		if !sameBoot {
+			return nil
 		}
-		return nil
+		return c.release(ctx, ctr)
 	case known && st.Status == monitor.Stopped:
 		log.Info("container ended while the server was away", "exit_code", st.ExitCode)
 		_, err := c.finish(ctr.ID, func(n *Container) { apply(n, st) })
 		return err
 	case known && st.Status == monitor.Running && ctr.State == Created: // killed between start and its record
-		_, err := c.change(ctr.ID, func(n *Container) { n.State, n.StartedAt, n.Pid = Running, st.StartedAt, st.Pid })
-		return err
+		c.Started(st)
+		return nil
 	case known:
 		return nil
 	}
 	log.Warn("container is gone", "same_boot", sameBoot)
-	_, err := c.finish(ctr.ID, func(n *Container) {
-		n.FinishedAt, n.ExitCode, n.Reason = time.Now(), codeUnknown, ReasonUnknown
-		n.Message = "the container ended unseen"
-		if !sameBoot {
-			n.Message = "the machine was restarted"
-		}
-	})
-	return err
+	message := "the container ended unseen"
+	if !sameBoot {
+		message = "the machine was restarted"
+	}
+	return c.lost(ctr.ID, message)
 }
 
 // Wait waits for running operations and for the cleaning up after exits: for a graceful stop.

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -29,19 +30,42 @@ func (c *Containers) Remove(ctx context.Context, id string) error {
 	if !c.Known(ctr.ID) {
 		return nil
 	}
-	return c.discard(context.WithoutCancel(ctx), ctr)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout) // what was begun is finished
+	defer cancel()
+	return c.discard(ctx, ctr)
 }
 
 // RemoveSandbox removes all containers of a sandbox.
 func (c *Containers) RemoveSandbox(ctx context.Context, sandboxID string) error {
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // without a common context, as in StopSandbox
 	for _, ctr := range c.OfSandbox(sandboxID) {
 		if ctr.State == Creating {
-			continue // its sandbox is not ready any more: Create finds that and cleans up
+			g.Go(func() error { return c.abort(ctx, ctr) })
+		} else {
+			g.Go(func() error { return c.Remove(ctx, ctr.ID) })
 		}
-		g.Go(func() error { return c.Remove(ctx, ctr.ID) })
 	}
-	return g.Wait()
+	err := g.Wait()
+	c.rates.forget(sandboxID)
+	return err
+}
+
+// takeBack takes down a container that was not finished, with its record. What can't be taken down is listed from then
+// on, so that it can be stopped and removed; its record stays as it is, so the next start tries again, too.
+func (c *Containers) takeBack(ctx context.Context, ctr *Container) error {
+	err := c.discard(ctx, ctr)
+	if err == nil {
+		return nil
+	}
+	unlock, lerr := c.edits.Lock(context.WithoutCancel(ctx), ctr.ID)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	defer unlock()
+	left := *ctr
+	left.State, left.Leftover, left.Message = Unknown, true, "the container was not finished, and can't be taken down: "+err.Error()
+	c.set(&left)
+	return err
 }
 
 // discard takes down a container and its record. If something can't be taken down the record stays, so that a retry or

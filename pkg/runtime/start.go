@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
 // startTimeout bounds StartContainer, whoever waits for it.
@@ -46,6 +47,12 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 	op.Stage("start")
 	st, err := c.cfg.Monitor.Start(ctx, ctr.ID)
 	if err != nil {
+		// An earlier start may have been carried out though its answer was lost.
+		if now, e := c.cfg.Monitor.State(ctx, ctr.ID); e == nil && now.Status == monitor.Running {
+			st, err = now, nil
+		}
+	}
+	if err != nil {
 		if !errdefs.IsUnavailable(err) { // the monitor answered: the container can't run
 			if _, e := c.finish(ctr.ID, func(n *Container) {
 				n.FinishedAt = time.Now()
@@ -57,7 +64,7 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 		return nil, fmt.Errorf("start container %s: %w", ctr.ID, err)
 	}
 	op.Stage("publish")
-	return c.change(ctr.ID, func(n *Container) {
+	started, err := c.note(ctr.ID, func(n *Container) {
 		if n.State == Created { // it may have ended meanwhile
 			n.State = Running
 		}
@@ -68,4 +75,9 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 		n.StartTimeline = op.Timeline()
 		n.StartTimeline.Running = false
 	})
+	if started != nil && err != nil {
+		c.cfg.Log.Error("record the start of a container", "container", ctr.ID, "error", err)
+		err = nil
+	}
+	return started, err
 }

@@ -48,15 +48,18 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 	case Exited:
 		return nil
 	case Running:
-	default: // created: there is no program that could take a signal; broken or unknown: it is not known which
+	default: // created: there is no program that could take a signal; unknown: it is not known which
 		grace = 0
 	}
-	if ctr.Broken != "" {
-		return c.cfg.Monitor.Delete(ctx, ctr.ID)
+	if ctr.State == Unknown {
+		return c.release(ctx, ctr)
 	}
 	ended := c.ended(ctr.ID)
 	if grace > 0 {
 		err := c.cfg.Monitor.Signal(ctx, ctr.ID, ctr.StopSignal)
+		if errdefs.IsNotFound(err) {
+			err = c.confirm(ctx, ctr.ID)
+		}
 		if err != nil && !gone(err) {
 			return fmt.Errorf("stop container %s: %w", ctr.ID, err)
 		}
@@ -70,7 +73,11 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 		case <-timer.C:
 		}
 	}
-	if err := c.cfg.Monitor.Kill(ctx, ctr.ID); err != nil && !gone(err) {
+	err = c.cfg.Monitor.Kill(ctx, ctr.ID)
+	if errdefs.IsNotFound(err) {
+		err = c.confirm(ctx, ctr.ID)
+	}
+	if err != nil && !gone(err) {
 		return fmt.Errorf("kill container %s: %w", ctr.ID, err)
 	}
 	timer := time.NewTimer(killTimeout)
@@ -89,14 +96,37 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 // gone tells whether an error of the monitor means that there is nothing left to be signalled.
 func gone(err error) bool { return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) }
 
-// StopSandbox kills all containers of a sandbox, at once and without grace.
+// confirm finds out what it means that there was nothing to be signalled: the end of the container is under way to us, or
+// cri-monitor has lost the container (it was killed and started anew), and nobody will ever tell of its end.
+func (c *Containers) confirm(ctx context.Context, id string) error {
+	if _, err := c.cfg.Monitor.State(ctx, id); !errdefs.IsNotFound(err) {
+		return err
+	}
+	// It is forgotten only after its end was recorded; then this does nothing.
+	return c.lost(id, "cri-monitor has lost the container")
+}
+
+// StopSandbox kills all containers of a sandbox, at once and without grace, and puts an end to those being created. The
+// sandbox must not be ready any more.
 func (c *Containers) StopSandbox(ctx context.Context, sandboxID string) error {
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // without a common context: none is left alive because another could not be killed
 	for _, ctr := range c.OfSandbox(sandboxID) {
-		if ctr.State == Creating || ctr.State == Exited {
-			continue
+		switch ctr.State {
+		case Exited:
+		case Creating:
+			g.Go(func() error { return c.abort(ctx, ctr) })
+		default:
+			g.Go(func() error { return c.Stop(ctx, ctr.ID, 0) })
 		}
-		g.Go(func() error { return c.Stop(ctx, ctr.ID, 0) })
 	}
 	return g.Wait()
+}
+
+// abort ends the creation of a container and waits until it is taken back.
+func (c *Containers) abort(ctx context.Context, ctr *Container) error {
+	return c.ops.Abort(ctx, "create "+Key(ctr.SandboxID, ctr.Config.GetMetadata()), errStopped(ctr.SandboxID))
+}
+
+func errStopped(sandboxID string) error {
+	return fmt.Errorf("sandbox %s was stopped meanwhile: %w", sandboxID, errdefs.ErrFailedPrecondition)
 }

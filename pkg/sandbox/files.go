@@ -3,11 +3,13 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,15 +29,13 @@ type Files struct {
 	Shm string `json:"shm,omitempty"`
 }
 
-// Hostname is the pod's host name: the configured one, else, with the host's network, the node's.
+// hostname is the pod's host name: the configured one, else the node's, which a new uts namespace begins with
+// (uts_namespaces(7)).
 func hostname(c *runtimeapi.PodSandboxConfig) (string, error) {
 	if c.GetHostname() != "" {
 		return c.GetHostname(), nil
 	}
-	if namespaceOptions(c).GetNetwork() == runtimeapi.NamespaceMode_NODE {
-		return os.Hostname()
-	}
-	return "", nil
+	return os.Hostname()
 }
 
 // makeFiles writes the pod's files below dir and mounts its shm.
@@ -111,15 +111,33 @@ func writeResolvConf(path string, dns *runtimeapi.DNSConfig) error {
 	return os.WriteFile(path, []byte(b.String()), 0o644)
 }
 
+// copyHostFile copies a file of the node; one that is not there counts as empty.
 func copyHostFile(from, to string) error {
-	b, err := os.ReadFile(from)
+	b, err := readHostFile(from)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if len(b) > maxHostFile {
-		return fmt.Errorf("%s is larger than %d bytes", from, maxHostFile)
-	}
 	return os.WriteFile(to, b, 0o644)
+}
+
+func readHostFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a fifo must not hold us up
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxHostFile+1))
+	if err == nil && len(b) > maxHostFile {
+		err = fmt.Errorf("%s is larger than %d bytes: %w", path, maxHostFile, errdefs.ErrFailedPrecondition)
+	}
+	return b, err
 }
 
 // removeFiles unmounts and removes what makeFiles made. Idempotent.

@@ -21,6 +21,7 @@ type record struct {
 	Config       []byte             `json:"config"`
 	Handler      string             `json:"handler,omitempty"`
 	State        State              `json:"state"`
+	Stopping     bool               `json:"stopping,omitempty"`
 	Released     bool               `json:"released,omitempty"`
 	CreatedAt    time.Time          `json:"created_at"`
 	Pid          int                `json:"pid,omitempty"`
@@ -35,6 +36,9 @@ type record struct {
 }
 
 func (s *Sandboxes) save(sb *Sandbox) error {
+	if sb.Broken != "" {
+		return fmt.Errorf("the record of sandbox %s can't be read: %s", sb.ID, sb.Broken)
+	}
 	config, err := proto.Marshal(sb.Config)
 	overhead, err1 := proto.Marshal(sb.Overhead)
 	resources, err2 := proto.Marshal(sb.Resources)
@@ -42,8 +46,8 @@ func (s *Sandboxes) save(sb *Sandbox) error {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
 	}
 	err = s.records.Put(sb.ID, record{
-		Config: config, Handler: sb.Handler, State: sb.State, Released: sb.Released, CreatedAt: sb.CreatedAt,
-		Pid: sb.Pid, NetNS: sb.NetNS, Network: sb.Network, CgroupPath: sb.CgroupPath, CgroupParent: sb.CgroupParent,
+		Config: config, Handler: sb.Handler, State: sb.State, Stopping: sb.Stopping, Released: sb.Released,
+		CreatedAt: sb.CreatedAt, Pid: sb.Pid, NetNS: sb.NetNS, Network: sb.Network, CgroupPath: sb.CgroupPath, CgroupParent: sb.CgroupParent,
 		Files: sb.Files, Overhead: overhead, Resources: resources, Timeline: sb.Timeline,
 	})
 	if err != nil {
@@ -63,8 +67,8 @@ func unmarshal(b []byte) (*runtimeapi.LinuxContainerResources, error) {
 
 func fromRecord(id string, r *record) (*Sandbox, error) {
 	sb := &Sandbox{
-		ID: id, Config: &runtimeapi.PodSandboxConfig{}, Handler: r.Handler, State: r.State, Released: r.Released,
-		CreatedAt: r.CreatedAt, Pid: r.Pid, NetNS: r.NetNS, Network: r.Network, CgroupPath: r.CgroupPath,
+		ID: id, Config: &runtimeapi.PodSandboxConfig{}, Handler: r.Handler, State: r.State, Stopping: r.Stopping,
+		Released: r.Released, CreatedAt: r.CreatedAt, Pid: r.Pid, NetNS: r.NetNS, Network: r.Network, CgroupPath: r.CgroupPath,
 		CgroupParent: r.CgroupParent, Files: r.Files, Timeline: r.Timeline,
 	}
 	if err := proto.Unmarshal(r.Config, sb.Config); err != nil {

@@ -2,11 +2,11 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network"
@@ -29,14 +29,15 @@ func Open(cfg Config) (*Sandboxes, error) {
 	}
 	return &Sandboxes{
 		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}),
-		byID: map[string]*Sandbox{}, byKey: map[string]string{},
+		byID: map[string]*Sandbox{}, byKey: map[string]string{}, died: map[string]bool{},
 	}, nil
 }
 
 // Recover brings records and kernel together, given what cri-monitor knows of each sandbox's pause:
 // a sandbox that was half made is taken down; a ready one without a live pause is not ready; a record that can't be
-// read is listed as not ready and nothing it may stand for is touched. It returns an error only if the records can't be
-// read at all; a sandbox that can't be taken down now stays listed, and the log says why.
+// read is listed as not ready and nothing it may stand for is touched. A stop that was cut short is the caller's to
+// resume (Unfinished), since it begins with the containers. It returns an error only if the records can't be read at all;
+// a sandbox that can't be taken down now stays listed, and the log says why.
 func (s *Sandboxes) Recover(ctx context.Context, pauses map[string]monitor.State) error {
 	entries, err := s.records.Load()
 	if err != nil {
@@ -58,7 +59,8 @@ func (s *Sandboxes) Recover(ctx context.Context, pauses map[string]monitor.State
 		s.set(sb)
 		s.settle(ctx, sb, e.SameBoot, pauses)
 	}
-	return s.sweep()
+	s.sweep()
+	return nil
 }
 
 // settle decides what a sandbox's record means now.
@@ -74,8 +76,6 @@ func (s *Sandboxes) settle(ctx context.Context, sb *Sandbox, sameBoot bool, paus
 	case sb.State == Ready && !alive:
 		log.Info("sandbox is not ready any more", "same_boot", sameBoot)
 		_, err = s.change(sb.ID, func(sb *Sandbox) { sb.State, sb.Pid = NotReady, 0 })
-	case sb.State == NotReady && !sb.Released:
-		_, err = s.stop(ctx, sb.ID)
 	}
 	if err != nil {
 		log.Error("recover sandbox", "error", err)
@@ -83,22 +83,36 @@ func (s *Sandboxes) settle(ctx context.Context, sb *Sandbox, sameBoot bool, paus
 }
 
 // sweep removes the files of sandboxes that have no record.
-func (s *Sandboxes) sweep() error {
+func (s *Sandboxes) sweep() {
 	dir := filepath.Join(s.cfg.StateDir, "sandboxes")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		s.cfg.Log.Error("look for files of sandboxes that are gone", "error", err)
 	}
-	var errs []error
 	for _, e := range entries {
 		s.mu.RLock()
 		known := s.byID[e.Name()] != nil
 		s.mu.RUnlock()
-		if !known {
-			errs = append(errs, removeFiles(Files{Dir: filepath.Join(dir, e.Name())}))
+		if known {
+			continue
+		}
+		if err := removeFiles(Files{Dir: filepath.Join(dir, e.Name())}); err != nil {
+			s.cfg.Log.Error("remove the files of a sandbox that is gone", "sandbox", e.Name(), "error", err)
 		}
 	}
-	return errors.Join(errs...)
+}
+
+// Unfinished are the ids of the sandboxes whose stop has begun and not ended.
+func (s *Sandboxes) Unfinished() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var ids []string
+	for id, sb := range s.byID {
+		if sb.Stopping && !sb.Released {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // Live returns the ids of sandboxes that may own a network attachment: for the network's garbage collection.
@@ -124,14 +138,18 @@ func (s *Sandboxes) Known(id string) bool {
 // PauseExited takes note that a sandbox's pause has ended: the sandbox is not ready from now on. It returns false
 // if there is no such sandbox.
 func (s *Sandboxes) PauseExited(id string) bool {
-	s.mu.RLock()
+	s.mu.Lock()
 	sb := s.byID[id]
-	s.mu.RUnlock()
+	if sb != nil && sb.State == Creating {
+		s.died[id] = true // for publish to find
+	}
+	s.mu.Unlock()
 	if sb == nil {
 		return false
 	}
 	if sb.State == Ready {
-		if _, err := s.change(id, func(sb *Sandbox) { sb.State, sb.Pid = NotReady, 0 }); err != nil {
+		_, err := s.change(id, func(sb *Sandbox) { sb.State, sb.Pid = NotReady, 0 })
+		if err != nil && !errdefs.IsNotFound(err) {
 			s.cfg.Log.Error("record that pause has ended", "sandbox", id, "error", err)
 		}
 	}

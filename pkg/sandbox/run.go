@@ -31,7 +31,7 @@ func (s *Sandboxes) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig
 	}
 	key := Key(config.GetMetadata())
 	sb, err := operation.Do(ctx, s.ops, "run "+key, runTimeout, func(ctx context.Context, op *operation.Op) (*Sandbox, error) {
-		if sb, err := s.existing(key, config, handlerName); sb != nil || err != nil {
+		if sb, err := s.existing(ctx, key, config, handlerName); sb != nil || err != nil {
 			return sb, err
 		}
 		return s.run(ctx, op, config, handlerName)
@@ -51,12 +51,17 @@ func differs(sb *Sandbox, key string) error {
 }
 
 // existing answers a retry: the pod's sandbox if it is there, ready and the same.
-func (s *Sandboxes) existing(key string, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
+func (s *Sandboxes) existing(ctx context.Context, key string, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
 	s.mu.RLock()
 	sb := s.byID[s.byKey[key]]
 	s.mu.RUnlock()
 	switch {
 	case sb == nil:
+		return nil, nil
+	case sb.Leftover:
+		if err := s.Remove(ctx, sb.ID); err != nil {
+			return nil, fmt.Errorf("an earlier try is still to be taken down: %w", err)
+		}
 		return nil, nil
 	case sb.State != Ready:
 		return nil, fmt.Errorf("sandbox %s of pod %s is there and stopped; remove it, or raise the attempt: %w", sb.ID, key, errdefs.ErrAlreadyExists)
@@ -120,6 +125,11 @@ func (s *Sandboxes) publish(sb *Sandbox) error {
 		return err
 	}
 	s.set(sb)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.died[sb.ID] { // whoever looks for it later finds a finished sandbox
+		return fmt.Errorf("pause was killed meanwhile: %w", errdefs.ErrAborted)
+	}
 	return nil
 }
 
@@ -143,17 +153,12 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 		return err
 	}
 	op.Stage("network and pause")
-	var g errgroup.Group
-	var result Sandbox
-	g.Go(func() error {
-		result.Config, result.ID, result.NetNS, result.CgroupParent = sb.Config, sb.ID, sb.NetNS, sb.CgroupParent
-		return s.attach(ctx, &result)
-	})
-	err := s.startPause(ctx, sb)
-	if e := g.Wait(); err == nil {
-		err = e
-	}
-	sb.Network = result.Network
+	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
+	attached := *sb
+	g.Go(func() error { return s.attach(ctx, &attached) })
+	g.Go(func() error { return s.startPause(ctx, sb) })
+	err := g.Wait()
+	sb.Network = attached.Network
 	return err
 }
 
@@ -218,7 +223,8 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 			}
 		}
 	}
-	if _, err := s.cfg.Monitor.Create(ctx, req); err != nil {
+	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
+	if _, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req); err != nil {
 		return fmt.Errorf("pause: create: %w", err)
 	}
 	st, err := s.cfg.Monitor.Start(ctx, sb.ID)

@@ -49,8 +49,11 @@ type Sandbox struct {
 	Config  *runtimeapi.PodSandboxConfig
 	Handler string
 	State   State
-	// Released is set when nothing of the sandbox is left in the kernel.
-	Released  bool
+	// Stopping is set once the sandbox was asked to stop; Released when nothing of it is left in the kernel.
+	Stopping, Released bool
+	// Leftover is set when RunPodSandbox failed and what it had made could not be taken down. It is not recorded: the
+	// record still says creating.
+	Leftover  bool
 	CreatedAt time.Time
 	// Pid of pause, 0 when it has ended.
 	Pid int
@@ -130,18 +133,20 @@ type Sandboxes struct {
 	mu    sync.RWMutex
 	byID  map[string]*Sandbox
 	byKey map[string]string // Key → id, of sandboxes that have a readable record
+	died  map[string]bool   // sandboxes whose pause ended while they were being created
 }
 
-// Get finds a sandbox by its id or an unambiguous prefix of it. ErrNotFound.
+// Get finds a sandbox by its id or an unambiguous prefix of it. ErrNotFound, also while it is still being created: its
+// id is nobody's to name yet.
 func (s *Sandboxes) Get(id string) (*Sandbox, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if sb := s.byID[id]; sb != nil {
+	if sb := s.byID[id]; sb != nil && sb.State != Creating {
 		return sb, nil
 	}
 	var found *Sandbox
 	for full, sb := range s.byID {
-		if id != "" && strings.HasPrefix(full, id) {
+		if id != "" && sb.State != Creating && strings.HasPrefix(full, id) {
 			if found != nil {
 				return nil, fmt.Errorf("sandbox id %q is ambiguous: %w", id, errdefs.ErrInvalidArgument)
 			}
@@ -182,6 +187,9 @@ func (s *Sandboxes) set(sb *Sandbox) {
 	if sb.Config.GetMetadata() != nil {
 		s.byKey[Key(sb.Config.Metadata)] = sb.ID
 	}
+	if sb.State == NotReady && sb.Config.GetMetadata() != nil {
+		s.ops.Forget("run " + Key(sb.Config.Metadata)) // a retry must not be told that it is ready
+	}
 	s.mu.Unlock()
 	if s.cfg.Changed != nil {
 		s.cfg.Changed(old, sb)
@@ -192,6 +200,7 @@ func (s *Sandboxes) drop(sb *Sandbox) {
 	s.mu.Lock()
 	old := s.byID[sb.ID]
 	delete(s.byID, sb.ID)
+	delete(s.died, sb.ID)
 	if m := sb.Config.GetMetadata(); m != nil {
 		s.ops.Forget("run " + Key(m))
 	}
@@ -204,7 +213,9 @@ func (s *Sandboxes) drop(sb *Sandbox) {
 	}
 }
 
-// change records and shows a changed copy of the sandbox; f must not keep it.
+// change records and shows a changed copy of the sandbox; f must not keep it. A change that leads down must not wait for
+// room on a full disk, so it is shown even if it can't be recorded: the next start finds out anew, from the older record
+// and what is there.
 func (s *Sandboxes) change(id string, f func(*Sandbox)) (*Sandbox, error) {
 	unlock, err := s.edits.Lock(context.Background(), id)
 	if err != nil {
@@ -220,7 +231,10 @@ func (s *Sandboxes) change(id string, f func(*Sandbox)) (*Sandbox, error) {
 	next := *old
 	f(&next)
 	if err := s.save(&next); err != nil {
-		return nil, err
+		if next.State != NotReady {
+			return nil, err
+		}
+		s.cfg.Log.Error("the sandbox goes down without a record of it", "sandbox", id, "error", err)
 	}
 	s.set(&next)
 	return &next, nil

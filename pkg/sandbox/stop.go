@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -26,7 +27,9 @@ func (s *Sandboxes) Stop(ctx context.Context, id string) error {
 		return fmt.Errorf("sandbox %s is busy: %w", sb.ID, err)
 	}
 	defer unlock()
-	_, err = s.stop(ctx, sb.ID)
+	if _, err = s.stop(ctx, sb.ID); errdefs.IsNotFound(err) {
+		return nil // removed meanwhile
+	}
 	return err
 }
 
@@ -36,14 +39,19 @@ func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
 	if err != nil || sb.Released {
 		return sb, err
 	}
-	if sb.Broken == "" && sb.State != NotReady {
-		// First the record: whatever happens next, nobody takes this sandbox for ready again.
-		if sb, err = s.change(id, func(sb *Sandbox) { sb.State = NotReady }); err != nil {
+	if sb.Broken == "" && !sb.Stopping {
+		if sb, err = s.change(id, retire); err != nil {
 			return nil, err
 		}
 	}
 	// The caller may leave; what was begun is finished.
-	if err := s.release(context.WithoutCancel(ctx), sb); err != nil {
+	ctx = context.WithoutCancel(ctx)
+	if sb.Broken != "" {
+		if sb, err = s.locate(sb); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.release(ctx, sb); err != nil {
 		return nil, err
 	}
 	if sb.Broken != "" {
@@ -108,12 +116,40 @@ func (s *Sandboxes) Remove(ctx context.Context, id string) error {
 	return s.forget(ctx, sb)
 }
 
-// discard takes down a sandbox that was not finished, with its record.
-func (s *Sandboxes) discard(ctx context.Context, sb *Sandbox) error {
-	if err := s.release(ctx, sb); err != nil {
-		return err // the record stays: the next start tries again
+// locate returns the picture of a sandbox whose record can't be read with the cgroup that its pause is in, if there is one.
+func (s *Sandboxes) locate(sb *Sandbox) (*Sandbox, error) {
+	paths, err := s.cfg.Cgroups.List()
+	if err != nil {
+		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
 	}
-	return s.forget(ctx, sb)
+	found := *sb
+	for _, p := range paths {
+		if filepath.Base(p) == sb.ID {
+			found.CgroupPath = p
+		}
+	}
+	return &found, nil
+}
+
+// discard takes down a sandbox that was not finished, with its record. What can't be taken down is listed from then on,
+// so that it can be stopped and removed; its record stays as it is, so the next start tries again, too.
+func (s *Sandboxes) discard(ctx context.Context, sb *Sandbox) error {
+	err := s.release(ctx, sb)
+	if err == nil {
+		err = s.forget(ctx, sb)
+	}
+	if err == nil {
+		return nil
+	}
+	unlock, lerr := s.edits.Lock(context.WithoutCancel(ctx), sb.ID)
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	defer unlock()
+	left := *sb
+	left.State, left.Leftover = NotReady, true
+	s.set(&left)
+	return err
 }
 
 // forget deletes the record; a late change can't bring it back.
@@ -130,16 +166,21 @@ func (s *Sandboxes) forget(ctx context.Context, sb *Sandbox) error {
 	return nil
 }
 
-// Retire marks a ready sandbox as not ready, so that no container can be created in it any more, and touches nothing
+// Retire marks a sandbox as not ready and as stopping, so that no container can be created in it any more, and touches nothing
 // else. It goes before the pod's containers are stopped. Idempotent; an unknown id is no error.
 func (s *Sandboxes) Retire(id string) error {
 	sb, err := s.Get(id)
-	if errdefs.IsNotFound(err) || err == nil && sb.State != Ready {
+	if errdefs.IsNotFound(err) || err == nil && (sb.Stopping || sb.Broken != "") {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = s.change(sb.ID, func(sb *Sandbox) { sb.State = NotReady })
+	if _, err = s.change(sb.ID, retire); errdefs.IsNotFound(err) {
+		return nil // removed meanwhile
+	}
 	return err
 }
+
+// retire is the first change of a sandbox that goes down: whatever happens next, nobody takes it for ready again.
+func retire(sb *Sandbox) { sb.State, sb.Stopping = NotReady, true }

@@ -193,7 +193,10 @@ func (s *Server) delete(ctx context.Context, id string) error {
 	c := s.containers[id]
 	s.mu.RUnlock()
 	if c == nil {
-		return nil
+		if !validID.MatchString(id) {
+			return nil
+		}
+		return removeDir(filepath.Join(s.cfg.StateDir, "containers", id)) // a former cri-monitor may have left it
 	}
 	if err := c.lock(ctx); err != nil {
 		return err

@@ -40,6 +40,9 @@ func (c *container) killCgroup(ctx context.Context) error {
 		return nil
 	case cg.Unified != "":
 		err := write(cg.Unified+"/cgroup.kill", "1") // Linux 5.14, also beside v1 hierarchies
+		if errors.Is(err, unix.ENODEV) {
+			return nil // the cgroup was removed after the file was opened
+		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
