@@ -37,7 +37,8 @@ var errLost = errors.New("the connection to systemd was lost")
 
 // bus is one connection to systemd, made when it is needed and made anew when systemd or the bus was restarted.
 type bus struct {
-	log *slog.Logger
+	log     *slog.Logger
+	sockets [2]string // systemd's own, and the system bus
 
 	dialing sync.Mutex // also guards conn
 	conn    *dbus.Conn
@@ -51,7 +52,9 @@ type jobResult struct {
 	result string
 }
 
-func newBus(log *slog.Logger) *bus { return &bus{log: log, waiting: map[string][]chan jobResult{}} }
+func newBus(log *slog.Logger) *bus {
+	return &bus{log: log, sockets: [2]string{privateSocket, systemBus}, waiting: map[string][]chan jobResult{}}
+}
 
 // DeliverSignal implements dbus.SignalHandler. It runs on the connection's reader and must not block.
 func (b *bus) DeliverSignal(iface, name string, s *dbus.Signal) {
@@ -98,15 +101,11 @@ func (b *bus) get(ctx context.Context) (*dbus.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	conn, err := b.dial(ctx, privateSocket)
+	conn, err := b.dial(ctx, b.sockets[0], greet)
 	if err != nil {
 		var viaBus error
-		if conn, viaBus = b.dial(ctx, systemBus); viaBus != nil {
+		if conn, viaBus = b.dial(ctx, b.sockets[1], subscribe); viaBus != nil {
 			return nil, errors.Join(err, viaBus)
-		}
-		if err := subscribe(ctx, conn); err != nil {
-			conn.Close()
-			return nil, err
 		}
 	}
 	if b.conn != nil {
@@ -116,7 +115,7 @@ func (b *bus) get(ctx context.Context) (*dbus.Conn, error) {
 	return conn, nil
 }
 
-func (b *bus) dial(ctx context.Context, socket string) (*dbus.Conn, error) {
+func (b *bus) dial(ctx context.Context, socket string, open func(context.Context, *dbus.Conn) error) (*dbus.Conn, error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -133,22 +132,40 @@ func (b *bus) dial(ctx context.Context, socket string) (*dbus.Conn, error) {
 		conn.Close()
 		return nil, fmt.Errorf("%s: authenticate: %w", socket, err)
 	}
+	if err := open(ctx, conn); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("%s: %w", socket, err)
+	}
 	_ = c.SetDeadline(time.Time{})
 	return conn, nil
+}
+
+// greet waits for the first answer. systemd (sd-bus, at least up to 252) that gets a request together with the end of the
+// authentication looks at it only when more comes; so more is sent until one is answered.
+func greet(ctx context.Context, conn *dbus.Conn) error {
+	const ping = "org.freedesktop.DBus.Peer.Ping"
+	replies := make(chan *dbus.Call, 32) // at most 12 before dialTimeout
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		conn.Object(sdName, sdPath).GoWithContext(ctx, ping, 0, replies)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case r := <-replies:
+			return r.Err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // subscribe is what the system bus needs before it sends signals.
 func subscribe(ctx context.Context, conn *dbus.Conn) error {
 	if err := conn.Hello(); err != nil {
-		return fmt.Errorf("%s: %w", systemBus, err)
+		return err
 	}
 	if err := conn.AddMatchSignalContext(ctx, dbus.WithMatchInterface(sdManager), dbus.WithMatchMember("JobRemoved")); err != nil {
-		return fmt.Errorf("%s: %w", systemBus, err)
+		return err
 	}
-	if err := conn.Object(sdName, sdPath).CallWithContext(ctx, sdManager+".Subscribe", 0).Err; err != nil {
-		return fmt.Errorf("%s: subscribe: %w", systemBus, err)
-	}
-	return nil
+	return conn.Object(sdName, sdPath).CallWithContext(ctx, sdManager+".Subscribe", 0).Err
 }
 
 // call sends one request and stores its reply. While systemd can't be reached (it executes itself anew, or the bus is

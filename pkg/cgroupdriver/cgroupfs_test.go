@@ -1,7 +1,6 @@
 package cgroupdriver
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
@@ -25,34 +25,7 @@ func TestMain(m *testing.M) { testns.Main(m) }
 
 func p[T any](v T) *T { return &v }
 
-func driver(t *testing.T) *cgroupfs {
-	t.Helper()
-	testns.Root(t)
-	d, err := New(Config{Driver: "cgroupfs", DefaultParent: testns.CgroupParent(), Owner: "test-" + t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Delete(context.Background(), testns.CgroupParent()); err != nil {
-			t.Error(err)
-		}
-	})
-	return d.(*cgroupfs)
-}
-
-// v1 skips where the controllers are not on v1.
-func v1(t *testing.T, controllers ...string) *cgroupfs {
-	t.Helper()
-	d := driver(t)
-	for _, c := range controllers {
-		if d.hierarchy[c] == "" {
-			t.Skipf("no v1 %s controller here", c)
-		}
-	}
-	return d
-}
-
-func create(t *testing.T, d *cgroupfs, res *specs.LinuxResources) (string, *engine.Cgroup) {
+func create(t *testing.T, d *fixture, res *specs.LinuxResources) (string, *engine.Cgroup) {
 	t.Helper()
 	path, err := d.Path("", "c1")
 	if err != nil {
@@ -102,13 +75,13 @@ func value(t *testing.T, dir, file string) string {
 }
 
 func TestCreateRollsBack(t *testing.T) {
-	d := v1(t, "cpuset")
+	d := needs(t, "cpuset")
 	path, _ := d.Path("", "c1")
 	_, err := d.Create(t.Context(), path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4000"}})
 	if !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("error %v", err)
 	}
-	if _, err := d.Load(testns.CgroupParent()); !errors.Is(err, errdefs.ErrNotFound) {
+	if _, err := d.Load(path); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("something is left: %v", err)
 	}
 }
@@ -119,7 +92,7 @@ func TestCreateTwice(t *testing.T) {
 	if _, err := d.Create(t.Context(), path, nil); err != nil {
 		t.Errorf("own cgroup: %v", err)
 	}
-	other := &cgroupfs{layout: d.layout, log: d.log, owner: "another", hierarchy: d.hierarchy}
+	other := fixtureOf(t, "another")
 	c := spawn(t, cg, "sleep 100")
 	until(t, "the process to join", func() bool { pids, _ := procs(filepath.Join(d.primary(), path)); return len(pids) > 0 })
 	if _, err := other.Create(t.Context(), path, nil); !errors.Is(err, errdefs.ErrAlreadyExists) {
@@ -132,14 +105,16 @@ func TestCreateTwice(t *testing.T) {
 func TestListShowsOwnOnly(t *testing.T) {
 	d := driver(t)
 	path, _ := create(t, d, nil)
-	other := &cgroupfs{layout: d.layout, log: d.log, owner: "another", hierarchy: d.hierarchy}
+	other := fixtureOf(t, "another")
 	foreign, _ := d.Path("", "c2")
 	if _, err := other.Create(t.Context(), foreign, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(d.primary(), testns.CgroupParent(), strings.Repeat("a", 64)), 0o755); err != nil {
+	stranger := filepath.Join(d.primary(), filepath.Dir(path), strings.Repeat("a", 64))
+	if err := os.Mkdir(stranger, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	defer unix.Rmdir(stranger)
 	got, err := d.List()
 	if err != nil || !slices.Equal(got, []string{path}) {
 		t.Errorf("got %v, %v; want %v", got, err, path)
@@ -150,6 +125,8 @@ func TestSessionIsKilledAlone(t *testing.T) {
 	d := driver(t)
 	path, cg := create(t, d, nil)
 	main := spawn(t, cg, "sleep 100")
+	until(t, "the process to join", func() bool { return joined(d, path, main) })
+	d.Settle(path)
 	sub, err := d.Create(t.Context(), path+"/exec-1", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -184,6 +161,9 @@ func TestSessionIsKilledAlone(t *testing.T) {
 
 func TestDeleteTakesWhatCreateMade(t *testing.T) {
 	d := driver(t)
+	if d.Name() != "cgroupfs" {
+		t.Skip("slices are systemd's")
+	}
 	foreign := filepath.Join(d.primary(), testns.CgroupParent())
 	if err := os.Mkdir(foreign, 0o755); err != nil {
 		t.Fatal(err)
@@ -215,7 +195,7 @@ func TestCreateAndDeleteInParallel(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			for range 20 {
-				path, _ := d.Path(testns.CgroupParent()+"/a/b", "c"+strconv.Itoa(i))
+				path, _ := d.Path(d.below("a"), "c"+strconv.Itoa(i))
 				if _, err := d.Create(t.Context(), path, nil); err != nil {
 					t.Error(err)
 				}
@@ -232,7 +212,7 @@ func TestCreateAndDeleteInParallel(t *testing.T) {
 const churn = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do (while :; do sleep 0.02; done) & done; wait"
 
 func TestDeleteUnderLoad(t *testing.T) {
-	d := v1(t, "pids")
+	d := needs(t, "pids")
 	path, cg := create(t, d, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(100))}})
 	if _, err := d.Create(t.Context(), path+"/exec-1", nil); err != nil {
 		t.Fatal(err)

@@ -230,13 +230,33 @@ func (d *systemd) Update(ctx context.Context, p string, r *specs.LinuxResources)
 	if err != nil || len(props.list) == 0 {
 		return err
 	}
+	keep, err := d.keepQuota(p) // which systemd rounds, or sets to its default when it writes something else
+	if err != nil {
+		return fmt.Errorf("update scope %s: %w", p, errors.Join(err, revert(undo)))
+	}
+	settings = append(settings, keep...)
 	if _, err := d.bus.call(ctx, sdPath, sdManager+".SetUnitProperties", nil, scope, true, props.list); err != nil {
 		return fmt.Errorf("update scope %s: %w", p, errors.Join(kind(err), revert(undo)))
 	}
-	for _, s := range settings { // systemd rounds
+	for _, s := range settings {
 		_ = write(s.dir, s.file, s.value)
 	}
 	return nil
+}
+
+// keepQuota are the settings that bring the CPU quota and period back that are in force.
+func (d *systemd) keepQuota(p string) ([]setting, error) {
+	if d.hierarchy["cpu"] == "" && !d.v2 {
+		return nil, nil
+	}
+	quota, period, err := d.quota(p)
+	if err != nil {
+		return nil, err
+	}
+	if !d.v2 {
+		return cpuV1(d.dirs(p).V1[d.hierarchy["cpu"]], &specs.LinuxCPU{Quota: &quota, Period: &period}, true), nil
+	}
+	return []setting{{d.dirs(p).Unified, "cpu.max", limit64(quota) + " " + strconv.FormatUint(period, 10)}}, nil
 }
 
 // quota is the CPU quota (µs, -1 for none) and period (µs) in force.

@@ -1,0 +1,393 @@
+package cgroupdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
+)
+
+func TestSystemdPath(t *testing.T) {
+	d := &systemd{cgroupfs: &cgroupfs{layout: &layout{}}, slice: "/system.slice"}
+	for _, c := range []struct {
+		parent, id, want string
+		err              error
+	}{
+		{"", "a", "/system.slice/cri-a.scope", nil},
+		{"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice", "a",
+			"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-a.scope", nil},
+		{"kubepods-pod1.slice", "a", "/kubepods.slice/kubepods-pod1.slice/cri-a.scope", nil},
+		{"/kubepods/burstable/pod1", "a", "", errdefs.ErrInvalidArgument},
+		{"system.slice:cri:x", "a", "", errdefs.ErrInvalidArgument},
+		{"/a--b.slice", "a", "", errdefs.ErrInvalidArgument},
+		{"-.slice", "a", "", errdefs.ErrInvalidArgument},
+		{".slice", "a", "", errdefs.ErrInvalidArgument},
+		{"a.slice", "", "", errdefs.ErrInvalidArgument},
+		{"a.slice", "b/c", "", errdefs.ErrInvalidArgument},
+		{"a.slice", "../b", "", errdefs.ErrInvalidArgument},
+		{"a.slice", strings.Repeat("x", 300), "", errdefs.ErrInvalidArgument},
+	} {
+		got, err := d.Path(c.parent, c.id)
+		if got != c.want || !errors.Is(err, c.err) {
+			t.Errorf("%q %q: %q, %v; want %q, %v", c.parent, c.id, got, err, c.want, c.err)
+		}
+	}
+	p, _ := d.Path("a-b.slice", "id")
+	if at := d.OCI(p); at.CgroupsPath != "a-b.slice:cri:id" || len(at.Args) != 1 || at.Cgroup == nil {
+		t.Errorf("for an OCI runtime %+v", at)
+	}
+	_, err := d.Path("/kubepods/pod1", "a")
+	for _, line := range []string{"cgroupDriver: systemd", `cgroup_driver = "cgroupfs"`} {
+		if !strings.Contains(err.Error(), line) {
+			t.Errorf("%q does not say %s", err, line)
+		}
+	}
+}
+
+func TestProperties(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		v2   bool
+		ver  int
+		res  *specs.LinuxResources
+		want string
+		err  error
+	}{
+		{"nil", false, 252, nil, "", nil},
+		{"v1", false, 252, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(512)), Quota: p(int64(20500)), Period: p(uint64(50000)), Cpus: "0"},
+			Memory: &specs.LinuxMemory{Limit: p(int64(1 << 20)), Swap: p(int64(2 << 20))}, Pids: &specs.LinuxPids{Limit: p(int64(7))}},
+			"CPUShares=512 CPUQuotaPeriodUSec=50000 CPUQuotaPerSecUSec=410000 MemoryLimit=1048576 TasksMax=7", nil},
+		{"v2", true, 252, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(1024)), Quota: p(int64(-1)), Cpus: "0-2", Mems: "0"},
+			Memory: &specs.LinuxMemory{Limit: p(int64(1 << 20)), Swap: p(int64(3 << 20)), Reservation: p(int64(5))}, Pids: &specs.LinuxPids{Limit: p(int64(-1))}},
+			"CPUWeight=100 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=18446744073709551615 AllowedCPUs=[7] AllowedMemoryNodes=[1] " +
+				"MemorySwapMax=2097152 MemoryMax=1048576 MemoryLow=5 TasksMax=18446744073709551615", nil},
+		{"old systemd", true, 239, &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: p(int64(1)), Period: p(uint64(100000)), Cpus: "0"}}, "CPUQuotaPerSecUSec=10000", nil},
+		{"unified", true, 252, &specs.LinuxResources{Unified: map[string]string{"memory.high": "5000", "cpu.max": "max 50000", "memory.swap.max": "max", "io.max": "8:0 rbps=1"}},
+			"CPUQuotaPeriodUSec=50000 CPUQuotaPerSecUSec=18446744073709551615 MemoryHigh=5000 MemorySwapMax=18446744073709551615", nil},
+		{"bad cpuset", true, 252, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "x"}}, "", errdefs.ErrInvalidArgument},
+		{"bad unified", true, 252, &specs.LinuxResources{Unified: map[string]string{"memory.max": "x"}}, "", errdefs.ErrInvalidArgument},
+		{"bad cpu.max", true, 252, &specs.LinuxResources{Unified: map[string]string{"cpu.max": "1 0"}}, "", errdefs.ErrInvalidArgument},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			props := &properties{v2: c.v2, version: c.ver}
+			err := props.limits(c.res, nil)
+			var got []string
+			for _, p := range props.list {
+				got = append(got, fmt.Sprintf("%s=%v", p.Name, p.Value.Value()))
+			}
+			if !errors.Is(err, c.err) || err == nil && strings.Join(got, " ") != c.want {
+				t.Errorf("got %q, %v", strings.Join(got, " "), err)
+			}
+		})
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	for s, want := range map[string]int{"252.39-1~deb12u2": 252, "v245.4": 245, "257": 257, "": 0, "v": 0, "x1": 0} {
+		if got, err := parseVersion(s); got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d, %v", s, got, err)
+		}
+	}
+}
+
+// TestBusDeadline: nobody hangs on a systemd that takes the connection and says nothing.
+func TestBusDeadline(t *testing.T) {
+	silent := filepath.Join(t.TempDir(), "silent")
+	l, err := net.Listen("unix", silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b := newBus(slog.New(slog.DiscardHandler))
+	b.sockets = [2]string{silent, silent + "-none"}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	if _, err := b.version(ctx); !errors.Is(err, errdefs.ErrUnavailable) {
+		t.Errorf("error %v", err)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("it took %s", d)
+	}
+}
+
+// onSystemd skips but where the suite runs over the systemd driver.
+func onSystemd(t *testing.T) (*fixture, *systemd) {
+	t.Helper()
+	testns.Root(t)
+	if os.Getenv(driverVariable) != "systemd" {
+		t.Skip("needs systemd as pid 1: hack/node")
+	}
+	d := driver(t)
+	return d, d.under.(*systemd)
+}
+
+func show(t *testing.T, unit string, properties ...string) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", "show", "--value", "-p", strings.Join(properties, ","), unit).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(strings.Fields(string(out)), " ")
+}
+
+func systemctl(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
+		t.Fatalf("systemctl %v: %v, %s", args, err, out)
+	}
+}
+
+func gone(t *testing.T, scope string) func() bool {
+	return func() bool {
+		return show(t, scope, "LoadState") == "not-found" || show(t, scope, "ActiveState") == "inactive"
+	}
+}
+
+// TestScopeLastsUntilSettled: an empty scope goes, so it must not be empty before the container has joined.
+func TestScopeLastsUntilSettled(t *testing.T) {
+	d, _ := onSystemd(t)
+	path1, _ := create(t, d, nil)
+	_, scope, _ := scopeOf(path1)
+	if got := show(t, scope, "ActiveState"); got != "active" {
+		t.Errorf("the scope is %s", got)
+	}
+	if got := show(t, scope, "Delegate", "Slice"); got != parent()+" yes" && got != "yes "+parent() {
+		t.Errorf("delegate, slice: %s", got)
+	}
+	pids, err := d.Pids(path1)
+	if err != nil || len(pids) != 1 {
+		t.Fatalf("in the new scope: %v, %v", pids, err)
+	}
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pids[0]))
+	if string(comm) != "cri-placeholder\n" {
+		t.Errorf("in the new scope is %q", comm)
+	}
+	d.Settle(path1)
+	d.Settle(path1)
+	if pids, err := d.Pids(path1); err != nil || len(pids) != 0 {
+		t.Errorf("after Settle: %v, %v", pids, err)
+	}
+	if d.unified != "" { // v1 alone has no event for systemd in a container
+		until(t, "systemd to remove the scope", gone(t, scope))
+	}
+	if err := d.Delete(t.Context(), path1); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCrashLeavesNoPlaceholder kills a server between Create and Settle.
+func TestCrashLeavesNoPlaceholder(t *testing.T) {
+	d, _ := onSystemd(t)
+	p1, err := d.Path("", "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getenv("CRASH") != "" {
+		if _, err := d.Create(t.Context(), p1, nil); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("made")
+		select {}
+	}
+	c := exec.Command("/proc/self/exe", "-test.run=^TestCrashLeavesNoPlaceholder$")
+	c.Env = append(os.Environ(), "CRASH=1")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 4)
+	_, _ = out.Read(buf)
+	pids, err := d.Pids(p1)
+	if string(buf) != "made" || err != nil || len(pids) != 1 {
+		t.Errorf("%q, %v, %v", buf, pids, err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	until(t, "the placeholder to end", func() bool { pids, err := d.Pids(p1); return err == nil && len(pids) == 0 })
+	// The next server makes it anew, or removes it.
+	if _, err := d.Create(t.Context(), p1, nil); err != nil {
+		t.Error(err)
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestForeignScope(t *testing.T) {
+	d, s := onSystemd(t)
+	p1, cg := create(t, d, nil)
+	c := spawn(t, cg, "sleep 100")
+	until(t, "the process to join", func() bool { return joined(d, p1, c) })
+	d.Settle(p1)
+	if _, err := d.Create(t.Context(), p1, nil); err != nil {
+		t.Errorf("our own, again: %v", err)
+	}
+	d.Settle(p1)
+	other := fixtureOf(t, "another")
+	if _, err := other.Create(t.Context(), p1, nil); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("a foreign scope: %v", err)
+	}
+	if pids, err := d.Pids(p1); err != nil || len(pids) == 0 {
+		t.Errorf("the container's process: %v, %v", pids, err)
+	}
+	if n := len(s.places.of); n != 0 {
+		t.Errorf("%d placeholders", n)
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	_ = c.Wait()
+}
+
+// TestLimitsOutliveReload: systemd writes its own values on a daemon-reload, which must be ours.
+func TestLimitsOutliveReload(t *testing.T) {
+	d, _ := onSystemd(t)
+	p1, cg := create(t, d, &specs.LinuxResources{
+		CPU:     &specs.LinuxCPU{Shares: p(uint64(512)), Quota: p(int64(20000)), Period: p(uint64(50000))},
+		Memory:  &specs.LinuxMemory{Limit: p(int64(64 << 20))},
+		Pids:    &specs.LinuxPids{Limit: p(int64(77))},
+		Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Major: p(int64(1)), Minor: p(int64(3)), Access: "rwm"}},
+	})
+	c := spawn(t, cg, "sleep 100")
+	until(t, "the process to join", func() bool { return joined(d, p1, c) })
+	d.Settle(p1)
+	read := func() string {
+		s := strings.Join([]string{d.kernelWord(t, cg, "cpu", "cpu.shares", "cpu.weight"), d.kernelWord(t, cg, "cpu", "cpu.cfs_quota_us", "cpu.max"),
+			d.kernelWord(t, cg, "memory", "memory.limit_in_bytes", "memory.max"), d.kernelWord(t, cg, "pids", "pids.max", "pids.max")}, " ")
+		if !d.v2 {
+			s += " " + value(t, cg.V1["devices"], "devices.list")
+		}
+		return s
+	}
+	before := read()
+	systemctl(t, "daemon-reload")
+	if after := read(); after != before {
+		t.Errorf("before %q, after %q", before, after)
+	}
+	if err := d.Update(t.Context(), p1, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: p(uint64(2048)), Quota: p(int64(30000))},
+		Memory: &specs.LinuxMemory{Limit: p(int64(96 << 20))}, Pids: &specs.LinuxPids{Limit: p(int64(88))}}); err != nil {
+		t.Fatal(err)
+	}
+	updated := read()
+	for _, want := range []string{"30000", strconv.Itoa(96 << 20), "88"} {
+		if !strings.Contains(updated, want) {
+			t.Errorf("after the update %q", updated)
+		}
+	}
+	systemctl(t, "daemon-reload")
+	if after := read(); after != updated {
+		t.Errorf("before the second reload %q, after %q", updated, after)
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	_ = c.Wait()
+}
+
+// TestSystemdExecutesItselfAnew while scopes come and go: nothing fails.
+func TestSystemdExecutesItselfAnew(t *testing.T) {
+	d, _ := onSystemd(t)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for i := range 4 {
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				p1, _ := d.Path("", fmt.Sprintf("c%d-%d", i, n))
+				if _, err := d.Create(t.Context(), p1, nil); err != nil {
+					t.Error(err)
+				}
+				d.Settle(p1)
+				if err := d.Delete(t.Context(), p1); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 3 {
+		systemctl(t, "daemon-reexec")
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// TestOverTheSystemBus is what happens without systemd's private socket, and when the bus is restarted.
+func TestOverTheSystemBus(t *testing.T) {
+	d, s := onSystemd(t)
+	s.bus.close()
+	s.bus.sockets[0] = "/nonexistent"
+	for _, id := range []string{"c1", "c2"} {
+		p1, _ := d.Path("", id)
+		if _, err := d.Create(t.Context(), p1, nil); err != nil {
+			t.Fatal(err)
+		}
+		systemctl(t, "restart", "dbus.service")
+		if err := d.Delete(t.Context(), p1); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func BenchmarkScope(b *testing.B) {
+	if os.Getenv(driverVariable) != "systemd" {
+		b.Skip("needs systemd as pid 1: hack/node")
+	}
+	d, err := New(Config{Driver: "systemd", DefaultParent: parent()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := d.(*systemd)
+	slice, _ := slicePath(parent())
+	defer func() { _ = s.stop(context.Background(), parent()); _ = s.cgroupfs.Delete(context.Background(), slice) }()
+	ctx, p1 := context.Background(), path.Join(slice, "cri-c1.scope")
+	b.Run("placeholder", func(b *testing.B) {
+		for b.Loop() {
+			pl, err := startPlaceholder()
+			if err != nil {
+				b.Fatal(err)
+			}
+			pl.end()
+		}
+	})
+	var make, del time.Duration
+	b.Run("create and delete", func(b *testing.B) {
+		make, del = 0, 0
+		for b.Loop() {
+			t0 := time.Now()
+			if _, err := d.Create(ctx, p1, nil); err != nil {
+				b.Fatal(err)
+			}
+			d.Settle(p1)
+			t1 := time.Now()
+			if err := d.Delete(ctx, p1); err != nil {
+				b.Fatal(err)
+			}
+			make, del = make+t1.Sub(t0), del+time.Since(t1)
+		}
+		b.ReportMetric(float64(make.Microseconds())/float64(b.N), "µs/create")
+		b.ReportMetric(float64(del.Microseconds())/float64(b.N), "µs/delete")
+	})
+}
