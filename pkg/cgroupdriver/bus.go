@@ -181,7 +181,7 @@ func (b *bus) call(ctx context.Context, path dbus.ObjectPath, method string, rep
 			if err = call.Err; err == nil {
 				return conn, call.Store(reply...)
 			}
-			if name := errorName(err); name != "" && name != "org.freedesktop.DBus.Error.Disconnected" {
+			if name := errorName(err); name != "" && !away[name] {
 				return conn, err
 			}
 			if ctx.Err() == nil && conn.Connected() {
@@ -194,6 +194,12 @@ func (b *bus) call(ctx context.Context, path dbus.ObjectPath, method string, rep
 		case <-time.After(redialPause):
 		}
 	}
+}
+
+// away are the errors with which the bus, or the end of a connection, answers in systemd's place.
+var away = map[string]bool{
+	"org.freedesktop.DBus.Error.Disconnected": true, "org.freedesktop.DBus.Error.NoReply": true,
+	"org.freedesktop.DBus.Error.ServiceUnknown": true, "org.freedesktop.DBus.Error.NameHasNoOwner": true,
 }
 
 // job asks the manager for a job on unit and waits for its result: done, canceled, timeout, failed, dependency, skipped.

@@ -42,15 +42,14 @@ func (d *systemd) start(ctx context.Context, p string, pid int, props []sd.Prope
 			return false, kind(err)
 		}
 		last = err
-		// Ours from a request whose answer was lost, ours from before, somebody else's, or one that is about to go.
-		if member(pid, p) {
-			return true, d.active(ctx, scope)
-		}
+		// Ours from a request whose answer was lost, ours from before, somebody else's, or one that comes or goes.
 		state, err := d.bus.property(ctx, scope, "ActiveState")
-		if err != nil {
+		switch {
+		case err != nil:
 			return false, kind(err)
-		}
-		if state == "active" {
+		case member(pid, p): // looked at after the state: a scope is active when its processes are in it
+			return true, d.active(ctx, scope)
+		case state == "active":
 			return false, d.join(p, pid)
 		}
 		if err := errors.Join(d.reset(ctx, scope), d.stop(ctx, scope)); err != nil {

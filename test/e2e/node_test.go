@@ -51,7 +51,7 @@ func start(t *testing.T, o testnode.Options) *fixture {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
-	o.Cgroup = testns.CgroupParent()
+	o.Cgroup = testnode.CgroupParent(testns.CgroupParent(), "")
 	o.Command = foreign
 	n, err := testnode.Start(ctx, o)
 	if err != nil {
@@ -132,7 +132,7 @@ func (f *fixture) podConfig(name string) *cri.PodSandboxConfig {
 		LogDirectory: filepath.Join(f.Dir, "tmp", "log-"+name),
 		DnsConfig:    &cri.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"e2e.test"}},
 		Labels:       map[string]string{"app": name},
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: testns.CgroupParent() + "/" + name,
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: testnode.CgroupParent(testns.CgroupParent(), name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: ownPid}},
 	}
 }

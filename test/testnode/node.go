@@ -64,7 +64,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		n.Repo = root
 	}
 	if n.opts.Cgroup == "" {
-		n.opts.Cgroup = fmt.Sprintf("/cri-node-%d", os.Getpid())
+		n.opts.Cgroup = CgroupParent(fmt.Sprintf("/cri-node-%d", os.Getpid()), "")
 	}
 	if n.Dir == "" {
 		d, err := os.MkdirTemp("", "cri-node-")

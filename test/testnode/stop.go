@@ -110,6 +110,7 @@ func (n *Node) Stop() error {
 	if len(left) > 0 {
 		errs = append(errs, fmt.Errorf("test node: left behind:\n\t%s", Lines(left)))
 	}
+	errs = append(errs, stopSlices(n.opts.Cgroup))
 	if left := n.removeCgroups(); len(left) > 0 {
 		errs = append(errs, fmt.Errorf("test node: left cgroups:\n\t%s", Lines(left)))
 	}
