@@ -140,6 +140,14 @@ func check(t *testing.T, err error, part string) {
 	}
 }
 
+func TestTimeout(t *testing.T) {
+	for n, want := range map[int64]time.Duration{-1: 0, 0: 0, 30: 30 * time.Second, 1 << 62: 9223372036 * time.Second} {
+		if got := timeout(n); got != want {
+			t.Errorf("%d: got %v, want %v", n, got, want)
+		}
+	}
+}
+
 func TestMatch(t *testing.T) {
 	labels := map[string]string{"a": "1", "b": ""}
 	for name, ok := range map[string]bool{

@@ -1,0 +1,52 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestAbort(t *testing.T) {
+	g := NewGroup(Options{})
+	ctx := context.Background()
+	if err := g.Abort(ctx, "none", errdefs.ErrAborted); err != nil || g.Active("none") {
+		t.Errorf("no operation: %v", err)
+	}
+	begun, undone := make(chan bool), false
+	result := make(chan error, 1)
+	go func() {
+		_, err := Do(ctx, g, "k", 0, func(ctx context.Context, op *Op) (int, error) {
+			op.Undo("it", func(context.Context) error { undone = true; return nil })
+			close(begun)
+			<-ctx.Done()
+			return 0, ctx.Err()
+		})
+		result <- err
+	}()
+	<-begun
+	if !g.Active("k") {
+		t.Error("not active")
+	}
+	late, cancel := context.WithCancel(ctx)
+	cancel()
+	begun2, stuck := make(chan bool), make(chan bool)
+	go func() {
+		_, _ = Do(ctx, g, "stuck", 0, func(context.Context, *Op) (int, error) { close(begun2); <-stuck; return 0, nil })
+	}()
+	<-begun2
+	if err := g.Abort(late, "stuck", errdefs.ErrAborted); !errors.Is(err, context.Canceled) {
+		t.Errorf("one that does not end: %v", err)
+	}
+	close(stuck)
+	if err := g.Abort(ctx, "k", errdefs.ErrFailedPrecondition); err != nil {
+		t.Error(err)
+	}
+	if !undone || g.Active("k") {
+		t.Error("Abort came back before it was taken back")
+	}
+	if err := <-result; !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("the caller got %v", err)
+	}
+}
