@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: all build deps assets tools critest-tools test critest demo lint torture bench clean
+.PHONY: test-node test-vm all build deps assets tools critest-tools test critest demo lint torture bench clean
 
 all: build
 
@@ -60,6 +60,10 @@ critest: build critest-tools
 demo: build tools
 	@go build -o bin/demo ./test/demo
 	@hack/as-root bin/demo
+
+# In a node with systemd as pid 1: both cgroup drivers, the walk, critest with the systemd driver.
+test-node: build critest-tools
+	@hack/node-test
 
 lint:
 	@hack/lint
