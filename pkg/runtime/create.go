@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -174,6 +175,10 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 		ID: ctr.ID, Spec: sp, Rootfs: ctr.Rootfs, Stdin: ctr.Config.GetStdin(), StdinOnce: ctr.Config.GetStdinOnce(),
 	}
 	if ctr.LogPath != "" {
+		// RunPodSandbox made it; it may have been cleaned away since.
+		if err := os.MkdirAll(ctr.LogDir, 0o755); err != nil {
+			return fmt.Errorf("log directory: %w", err)
+		}
 		req.LogDir, req.LogPath = ctr.LogDir, ctr.Config.GetLogPath()
 	}
 	if sp.Linux.Seccomp != nil {

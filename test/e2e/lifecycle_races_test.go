@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -140,4 +142,47 @@ func TestNamespaceModes(t *testing.T) {
 		})
 	}
 	f.t = t
+}
+
+// What a pod was made from may go away under it.
+func TestGroundGivesWay(t *testing.T) {
+	f := start(t, testnode.Options{})
+	f.pull(images.Busybox)
+	pod := f.podConfig("ground")
+	p := f.runPod(pod)
+	c := f.runContainer(p, pod, containerConfig("c", images.Busybox, "sleep", "1000"))
+	if _, err := f.Image.RemoveImage(f.ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: busybox}}); err != nil {
+		t.Errorf("remove an image in use: %v", err)
+	}
+	f.restart("without the image of a container")
+	f.exec(c, "true")
+	if s := f.containerStatus(c); s.Image.GetImage() == "" || s.ImageRef == "" {
+		t.Errorf("status: %v", s)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := f.Runtime.ExecSync(f.ctx, &cri.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "touch /on; sleep 1000"}})
+		ended <- err
+	}()
+	f.eventually("the exec runs", func() bool { return f.exec(c, "ls /") != "" && strings.Contains(f.exec(c, "ls /"), "on\n") })
+	if _, err := f.Runtime.RemoveContainer(f.ctx, &cri.RemoveContainerRequest{ContainerId: c}); err != nil {
+		t.Errorf("remove with an exec: %v", err)
+	}
+	<-ended
+	f.pull(images.Busybox)
+	if err := os.RemoveAll(pod.LogDirectory); err != nil {
+		t.Fatal(err)
+	}
+	d := f.runContainer(p, pod, containerConfig("d", images.Busybox, "sh", "-c", "echo hello; sleep 1000"))
+	f.eventually("a log", func() bool {
+		b, _ := os.ReadFile(f.containerStatus(d).LogPath)
+		return strings.Contains(string(b), "hello")
+	})
+	if err := unix.Unmount("/run/netns/cri-"+p, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove("/run/netns/cri-" + p); err != nil {
+		t.Fatal(err)
+	}
+	f.removePod(p)
 }
