@@ -116,9 +116,16 @@ func (b *budget) take(n int) int {
 // capture reads a pipe to its end and keeps what the budget allows; the rest is read and thrown away, so that the
 // writer is never blocked.
 type capture struct {
-	r, w *os.File
-	buf  []byte
-	done chan struct{}
+	r, w   *os.File
+	budget *budget
+	buf    []byte
+	done   chan struct{}
+}
+
+// Write keeps what the budget allows.
+func (c *capture) Write(p []byte) (int, error) {
+	c.buf = append(c.buf, p[:c.budget.take(len(p))]...)
+	return len(p), nil
 }
 
 func (c *capture) open(b *budget) error {
@@ -127,15 +134,18 @@ func (c *capture) open(b *budget) error {
 		return err
 	}
 	blocking(c.w)
-	c.done = make(chan struct{})
+	c.budget, c.done = b, make(chan struct{})
 	go func() {
 		defer close(c.done)
 		chunk := make([]byte, 4096)
 		for {
 			n, err := c.r.Read(chunk)
-			c.buf = append(c.buf, chunk[:b.take(n)]...)
+			_, _ = c.Write(chunk[:n])
 			if n == len(chunk) && n < 64<<10 {
 				chunk = make([]byte, 64<<10) // it has something to say
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) { // see finish: this goroutine may come late
+				_ = copyReady(c, c.r)
 			}
 			if err != nil {
 				return

@@ -163,3 +163,51 @@ func TestExitReasons(t *testing.T) {
 		})
 	}
 }
+
+// slow takes its time over the first write.
+type slow struct {
+	got            bytes.Buffer
+	begun, release chan struct{}
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	if s.got.Len() == 0 {
+		close(s.begun)
+		<-s.release
+	}
+	return s.got.Write(p)
+}
+
+// A program's last output reaches a client that is slower than the drain timeout, though one of its children keeps the
+// pipe open.
+func TestSlowClientGetsAll(t *testing.T) {
+	var p plumbing
+	w := &slow{begun: make(chan struct{}), release: make(chan struct{})}
+	theirs, err := p.output(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := unix.Dup(int(theirs.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 3000)
+	if _, err := theirs.Write(want[:100]); err != nil {
+		t.Fatal(err)
+	}
+	<-w.begun
+	if _, err := theirs.Write(want[100:]); err != nil {
+		t.Fatal(err)
+	}
+	p.handedOver()
+	for _, f := range p.ours { // as limitDrain some time ago
+		_ = f.SetReadDeadline(time.Unix(1, 0))
+	}
+	close(w.release)
+	p.out.Wait()
+	if !bytes.Equal(w.got.Bytes(), want) {
+		t.Errorf("got %d bytes of %d", w.got.Len(), len(want))
+	}
+	p.close(true)
+}

@@ -50,11 +50,33 @@ func (p *plumbing) copyOut(w io.Writer, r *os.File) {
 	p.out.Add(1)
 	go func() {
 		defer p.out.Done()
+		_, err := io.Copy(w, r)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // see limitDrain; the client may be slow to take what is there
+			err = copyReady(w, r)
+		}
 		// A client that has gone must not stop the program: what it no longer takes is thrown away.
-		if _, err := io.Copy(w, r); err != nil {
+		if err != nil {
 			_, _ = io.Copy(io.Discard, r)
 		}
 	}()
+}
+
+// copyReady copies what a pipe or terminal holds now, without waiting for more.
+func copyReady(w io.Writer, r *os.File) error {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ready, ioctl := 0, error(nil)
+	// FIONREAD, pipe(7), under its other name, ioctl_tty(2)
+	if err := raw.Control(func(fd uintptr) { ready, ioctl = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); err != nil || ioctl != nil {
+		return errors.Join(err, ioctl)
+	}
+	if err := r.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	_, err = io.CopyN(w, r, int64(ready))
+	return err
 }
 
 // feed copies the client's input. The goroutine ends when the client's stream does, which the streaming server sees
@@ -76,7 +98,7 @@ func (p *plumbing) handedOver() {
 	p.theirs = nil
 }
 
-// limitDrain bounds how long output is still read: a child of the program may keep the pipe open for ever.
+// limitDrain bounds how long more output is waited for: a child of the program may keep the pipe open for ever.
 func (p *plumbing) limitDrain() {
 	for _, f := range p.ours {
 		_ = f.SetReadDeadline(time.Now().Add(drainTimeout))

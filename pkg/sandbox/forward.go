@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,14 +16,14 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
-// lingerTimeout is how long a client may go on sending after the pod has closed its side.
+// lingerTimeout is how long a client may be silent after the pod has closed its side.
 const lingerTimeout = 10 * time.Second
 
 // dialTimeout bounds connecting to a port on a pod's loopback interface.
 const dialTimeout = 10 * time.Second
 
 // Forward connects to a TCP port on the loopback interface of the pod (IPv4, else IPv6) and copies both ways until both
-// sides are done or ctx ends. It closes stream.
+// sides are done or ctx ends. It closes stream, which must make a Read of it return (or Reset, where it has that).
 func Forward(ctx context.Context, sb *Sandbox, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close()
 	if port < 1 || port > 65535 {
@@ -36,30 +37,47 @@ func Forward(ctx context.Context, sb *Sandbox, port int32, stream io.ReadWriteCl
 	stop := context.AfterFunc(ctx, func() { conn.Close(); stream.Close() })
 	defer stop()
 
-	toPod := make(chan error, 1)
+	var moved atomic.Int64 // from the client to the pod
+	toPod := make(chan struct{})
 	go func() {
-		_, err := io.Copy(conn, stream)
+		defer close(toPod)
+		_, _ = io.Copy(io.MultiWriter(conn, counter{&moved}), stream)
 		// The client has said all; the pod may still answer.
 		if t, ok := conn.(*net.TCPConn); ok {
 			_ = t.CloseWrite()
 		}
-		toPod <- err
 	}()
 	_, err = io.Copy(stream, conn)
 	// Nothing more will come from the pod: tell the client (Close ends our direction of a stream only), and let it say
-	// its last words.
+	// its last words, for as long as it does say something.
 	stream.Close()
-	timer := time.NewTimer(lingerTimeout)
-	defer timer.Stop()
-	select {
-	case <-toPod:
-	case <-timer.C:
-	case <-ctx.Done():
+	for before, quiet := moved.Load(), false; !quiet && ctx.Err() == nil; {
+		select {
+		case <-toPod:
+			quiet = true
+		case <-time.After(lingerTimeout):
+			quiet = before == moved.Load()
+			before = moved.Load()
+		case <-ctx.Done():
+		}
 	}
+	conn.Close()
+	if r, ok := stream.(interface{ Reset() error }); ok {
+		_ = r.Reset() // both directions
+	}
+	<-toPod
 	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) {
 		return fmt.Errorf("port %d of sandbox %s: %w", port, sb.ID, err)
 	}
 	return nil
+}
+
+// counter counts what is written.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // dialPod opens the socket inside the pod's network namespace; a socket stays in the namespace it was made in.
