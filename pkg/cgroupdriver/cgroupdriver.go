@@ -17,6 +17,8 @@ package cgroupdriver
 
 import (
 	"context"
+	"path"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -72,6 +74,15 @@ type Driver interface {
 	// List returns the paths of all container cgroups that a driver with this Config.Owner made, for garbage
 	// collection. Exec sessions are not listed: they go with their container.
 	List() ([]string, error)
+}
+
+// ID is the container whose cgroup path is, as Driver.Path was told.
+func ID(p string) string {
+	id := path.Base(p)
+	if _, _, ok := scopeOf(p); ok {
+		id = strings.TrimSuffix(strings.TrimPrefix(id, scopePrefix+"-"), ".scope")
+	}
+	return id
 }
 
 // OCI is how an OCI runtime gets at a cgroup.

@@ -51,6 +51,9 @@ func TestSystemdPath(t *testing.T) {
 	if at := d.OCI(p); at.CgroupsPath != "a-b.slice:cri:id" || len(at.Args) != 1 || at.Cgroup == nil {
 		t.Errorf("for an OCI runtime %+v", at)
 	}
+	if got := ID(p) + " " + ID("/kubepods/pod1/id"); got != "id id" {
+		t.Errorf("ids %s", got)
+	}
 	_, err := d.Path("/kubepods/pod1", "a")
 	for _, line := range []string{"cgroupDriver: systemd", `cgroup_driver = "cgroupfs"`} {
 		if !strings.Contains(err.Error(), line) {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
@@ -65,7 +66,7 @@ func (s *Server) sweepCgroups(ctx context.Context) {
 		return
 	}
 	for _, p := range paths {
-		if s.known(cgroupID(p)) {
+		if s.known(cgroupdriver.ID(p)) {
 			continue
 		}
 		s.log.Info("removing a cgroup that has no record", "cgroup", p)

@@ -27,9 +27,6 @@ func infoJSON(parts map[string]any) (map[string]string, error) {
 	return info, nil
 }
 
-// cgroupID is the id of the sandbox or container that a cgroup path belongs to.
-func cgroupID(path string) string { return filepath.Base(path) }
-
 // cgroup describes a cgroup; nil where there is none.
 func (s *Server) cgroup(path string) *inspect.Cgroup {
 	if path == "" {

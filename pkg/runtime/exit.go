@@ -2,11 +2,11 @@ package runtime
 
 import (
 	"context"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
@@ -126,7 +126,7 @@ func (c *Containers) releaseCgroup(ctx context.Context, id string) error {
 		return err
 	}
 	for _, p := range paths {
-		if filepath.Base(p) != id {
+		if cgroupdriver.ID(p) != id {
 			continue
 		}
 		if err := c.cfg.Cgroups.Delete(ctx, p); err != nil {

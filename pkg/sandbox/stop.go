@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
@@ -124,7 +124,7 @@ func (s *Sandboxes) locate(sb *Sandbox) (*Sandbox, error) {
 	}
 	found := *sb
 	for _, p := range paths {
-		if filepath.Base(p) == sb.ID {
+		if cgroupdriver.ID(p) == sb.ID {
 			found.CgroupPath = p
 		}
 	}
