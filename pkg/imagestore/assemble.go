@@ -59,12 +59,12 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	// The renames must be on disk before the table that relies on them.
-	for _, dir := range []string{"layers/sha256", "blobs/sha256"} {
-		if err := syncDir(s.path(dir)); err != nil {
-			return nil, nil, fmt.Errorf("sync %s: %w", dir, err)
-		}
+	reached("content in place")
+	// All content and its names must be on disk before the table that relies on them.
+	if err := s.sync.wait(ctx); err != nil {
+		return nil, nil, fmt.Errorf("sync: %w", err)
 	}
+	reached("content synced")
 	return r, release, nil
 }
 
@@ -126,7 +126,7 @@ func (s *Disk) readBlob(d ocispec.Descriptor) ([]byte, error) {
 	return b, nil
 }
 
-// putBlob stores a small blob durably.
+// putBlob stores a small blob; the caller syncs before an image relies on it.
 func (s *Disk) putBlob(d digest.Digest, b []byte) error {
 	if _, err := s.readBlob(ocispec.Descriptor{Digest: d, Size: int64(len(b))}); err == nil {
 		return nil
@@ -138,7 +138,7 @@ func (s *Disk) putBlob(d digest.Digest, b []byte) error {
 	}
 	defer os.Remove(tmp)
 	_, err = f.Write(b)
-	if err == nil {
+	if err == nil && s.inTable(d) { // it replaces a damaged one
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

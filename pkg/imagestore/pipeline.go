@@ -5,15 +5,18 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/inflate"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
 )
 
@@ -108,7 +111,7 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	}
 	defer func() { _ = removeAll(tmp) }()
 
-	run := pipeline{desc: d, body: body, dir: filepath.Join(tmp, "layer")}
+	run := pipeline{desc: d, body: body, dir: filepath.Join(tmp, "layer"), wrote: s.sync.wrote}
 	blob := filepath.Join(tmp, "blob")
 	if !local && !s.cfg.DiscardUnpackedLayers {
 		if l, ok := src.(linker); !ok || l.Link(d.Digest, blob) != nil {
@@ -130,10 +133,13 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 		return local, fmt.Errorf("unpack: %w", err)
 	}
 	reached("layer unpacked")
-	if err := s.sync.wait(ctx); err != nil {
-		return local, fmt.Errorf("sync: %w", err)
+	// What no image in the table relies on is brought to disk together with the rest of its image. What replaces a part
+	// of one must be there first.
+	if s.inTable(d.Digest, diffID) {
+		if err := s.sync.wait(ctx); err != nil {
+			return local, fmt.Errorf("sync: %w", err)
+		}
 	}
-	reached("layer synced")
 	if !local && !s.cfg.DiscardUnpackedLayers {
 		if err := s.moveBlobIn(blob, d.Digest); err != nil {
 			return local, fmt.Errorf("store blob: %w", err)
@@ -175,7 +181,9 @@ type pipeline struct {
 	body io.Reader
 	// dir is made and gets the files in dir/fs; keep, if not empty, is made and gets the blob.
 	dir, keep string
-	diffID    digest.Digest
+	// wrote hears of bytes that go to the disk about now.
+	wrote  func(n int64)
+	diffID digest.Digest
 }
 
 func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, error) {
@@ -191,28 +199,27 @@ func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, 
 	if err := unix.Fchmod(root, 0o755); err != nil {
 		return unpack.Result{}, err
 	}
-	compressed, tarStream := newChunkPipe(), newChunkPipe()
-	received := make(chan error, 1)
+	received, decompressed, checked := newPipe(), newPipe(), newPipe()
+	blob := &pieceReader{from: received}
+	fetched := make(chan error, 1)
 	go func() {
-		err := p.receive(compressed)
-		compressed.closeWrite(err)
-		received <- err
+		err := p.receive(received)
+		received.closeWrite(err)
+		fetched <- err
 	}()
-	decompressed := make(chan struct{})
-	go func() {
-		defer close(decompressed)
-		tarStream.closeWrite(decompress(compressed, tarStream))
-	}()
+	var stages sync.WaitGroup
+	stages.Go(func() { decompressed.closeWrite(decompress(blob, decompressed)) })
 	sum := sha256.New()
-	res, err := unpack.Apply(ctx, io.TeeReader(tarStream, sum), root, opt)
-	tarStream.closeRead()
-	<-decompressed
+	stages.Go(func() { checked.closeWrite(p.addTo(sum, decompressed, checked)) })
+	res, err := unpack.Apply(ctx, &pieceReader{from: checked}, root, opt)
+	checked.closeRead()
+	stages.Wait()
 	if err != nil && ctx.Err() == nil {
 		// Whose fault is it? If the bytes aren't the ones the digest names, the sender's.
-		_, _ = io.CopyN(io.Discard, compressed, maxBlame)
+		_, _ = io.CopyN(io.Discard, blob, maxBlame)
 	}
-	compressed.closeRead()
-	if rerr := <-received; rerr != nil && !errors.Is(rerr, errReaderGone) {
+	received.closeRead()
+	if rerr := <-fetched; rerr != nil && !errors.Is(rerr, errReaderGone) {
 		return res, fmt.Errorf("fetch: %w", rerr)
 	}
 	if err != nil {
@@ -222,33 +229,64 @@ func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, 
 	return res, nil
 }
 
+// addTo passes pieces on and adds them to sum.
+func (p *pipeline) addTo(sum hash.Hash, in, out *pipe) error {
+	defer in.closeRead()
+	for {
+		c, err := in.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		sum.Write(c.buf[c.from:c.to])
+		p.wrote(int64(c.to - c.from))
+		if err := out.send(c); err != nil {
+			return err
+		}
+	}
+}
+
 // maxBlame is how much of a layer that doesn't unpack is still read to find out whether it is the right one.
 const maxBlame = 64 << 20
 
 // receive reads exactly the descriptor's bytes, checks and keeps them.
-func (p *pipeline) receive(out io.Writer) (err error) {
+func (p *pipeline) receive(out *pipe) (err error) {
 	sum := sha256.New()
-	to := []io.Writer{sum}
+	var keep *os.File
 	if p.keep != "" {
-		f, err := os.OpenFile(p.keep, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if keep, err = os.OpenFile(p.keep, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, keep.Close()) }()
+	}
+	for left := p.desc.Size; left > 0; {
+		b := newBuffer()
+		n, err := io.ReadFull(p.body, b[:min(left, inflate.Chunk)])
+		if err == io.EOF || err == io.ErrUnexpectedEOF { // ReadFull's own; one that is wrapped is the source's
+			return fmt.Errorf("%d bytes instead of %d: %w", p.desc.Size-left+int64(n), p.desc.Size, errdefs.ErrDataLoss)
+		}
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, f.Close()) }()
-		to = append(to, f)
-	}
-	n, err := io.CopyBuffer(io.MultiWriter(append(to, out)...), struct{ io.Reader }{io.LimitReader(p.body, p.desc.Size)}, make([]byte, chunkSize))
-	if err != nil {
-		return err
+		left -= int64(n)
+		sum.Write(b[:n])
+		if keep != nil {
+			if _, err := keep.Write(b[:n]); err != nil {
+				return err
+			}
+			p.wrote(int64(n))
+		}
+		if err := out.send(piece{b, 0, n}); err != nil {
+			return err
+		}
 	}
 	var one [1]byte
 	if more, err := io.ReadFull(p.body, one[:]); more > 0 {
 		return fmt.Errorf("longer than the %d bytes of its descriptor: %w", p.desc.Size, errdefs.ErrDataLoss)
 	} else if !errors.Is(err, io.EOF) {
 		return err
-	}
-	if n != p.desc.Size {
-		return fmt.Errorf("%d bytes instead of %d: %w", n, p.desc.Size, errdefs.ErrDataLoss)
 	}
 	if got := digest.NewDigest(digest.SHA256, sum); got != p.desc.Digest {
 		return fmt.Errorf("digest is %s instead of %s: %w", got, p.desc.Digest, errdefs.ErrDataLoss)

@@ -201,7 +201,7 @@ func child(t *testing.T, args []string, started func(pid int)) bool {
 func TestCrashSteps(t *testing.T) {
 	testns.Root(t)
 	for what, steps := range map[string][]string{
-		"pull":   {"layer unpacked", "layer synced", "blob stored", "layer stored", "table change", "file written", "table written"},
+		"pull":   {"layer unpacked", "blob stored", "layer stored", "content in place", "content synced", "table change", "file written", "table written"},
 		"remove": {"table change", "file written", "table written", "moved to trash"},
 	} {
 		for _, step := range steps {

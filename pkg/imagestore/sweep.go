@@ -104,6 +104,27 @@ func (s *Disk) needed() map[digest.Digest]bool {
 	return n
 }
 
+// inTable reports whether an image that was acknowledged, or a snapshot, relies on any of the digests.
+func (s *Disk) inTable(ids ...digest.Digest) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, r := range s.images {
+		for _, id := range ids {
+			if slices.Contains(r.diffIDs(), id) || slices.Contains(r.content(), id) {
+				return true
+			}
+		}
+	}
+	for _, sn := range s.snapshots {
+		for _, id := range ids {
+			if slices.Contains(sn.Layers, id) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // count changes the usage. The caller holds mu.
 func (s *Disk) count(bytes, inodes int64) {
 	s.usage.Bytes = uint64(int64(s.usage.Bytes) + bytes)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,6 +15,9 @@ import (
 type syncer struct {
 	root   *os.File
 	queued sync.WaitGroup
+
+	// dirty is how many bytes were written since a sync began.
+	dirty atomic.Int64
 
 	mu      sync.Mutex
 	running *syncRun // in the kernel now; may have begun before a caller's last write
@@ -61,8 +65,28 @@ func (s *syncer) wait(ctx context.Context) error {
 	}
 }
 
+// ahead is how many dirty bytes are worth a sync that nobody waits for.
+const ahead = 64 << 20
+
+// wrote tells of n bytes written. Now and then it lets the disk begin: it works while the pull goes on, and the sync at
+// the end has little left to do.
+func (s *syncer) wrote(n int64) {
+	if s.dirty.Add(n) < ahead {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running != nil {
+		return
+	}
+	run := &syncRun{done: make(chan struct{})}
+	s.running = run
+	s.queued.Go(func() { s.run(run) })
+}
+
 // run does the work for those who wait, and then starts what was queued meanwhile on behalf of the queued.
 func (s *syncer) run(r *syncRun) {
+	s.dirty.Store(0)
 	if err := unix.Syncfs(int(s.root.Fd())); err != nil {
 		r.err = fmt.Errorf("syncfs: %w", err)
 	}

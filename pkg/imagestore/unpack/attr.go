@@ -23,13 +23,21 @@ func (a *applier) attributes(fd int, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if uid >= 0 {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	mode := uint32(hdr.Mode & 0o7777)
+	chown := uid >= 0 && (int64(st.Uid) != int64(uid) || int64(st.Gid) != int64(gid))
+	if chown {
 		if err := unix.Fchown(fd, uid, gid); err != nil {
 			return fmt.Errorf("set owner %d:%d: %w", uid, gid, err)
 		}
 	}
-	if err := unix.Fchmod(fd, uint32(hdr.Mode&0o7777)); err != nil {
-		return fmt.Errorf("set mode: %w", err)
+	if chown && mode&0o6000 != 0 || st.Mode&0o7777 != mode {
+		if err := unix.Fchmod(fd, mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
 	}
 	return a.xattrs(hdr, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) })
 }

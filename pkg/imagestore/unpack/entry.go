@@ -61,41 +61,58 @@ func (a *applier) regular(at place, hdr *tar.Header, r io.Reader) error {
 	a.written += hdr.Size
 	var fd int
 	err := a.create(at, func() (err error) {
-		fd, err = unix.Openat(at.fd, at.base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err = unix.Openat(at.fd, at.base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(hdr.Mode&0o777))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = a.content(fd, hdr, r)
-	if cerr := unix.Close(fd); err == nil {
-		err = cerr
+	a.inodes++
+	if hdr.Size > maxAside || sparse(hdr) {
+		err = a.content(fd, hdr, r)
+		if cerr := unix.Close(fd); err == nil {
+			err = cerr
+		}
+		return err
 	}
-	return err
+	return a.aside(fd, hdr)
 }
 
+// content writes what a file holds and describes it.
 func (a *applier) content(fd int, hdr *tar.Header, r io.Reader) error {
-	n, err := a.copy(fd, r, sparse(hdr))
+	if !sparse(hdr) {
+		if err := a.in.content(hdr.Size, func(b []byte) error { return writeAll(fd, b) }); err != nil {
+			return err
+		}
+		n, err := a.describe(fd, hdr)
+		a.bytes += n
+		return err
+	}
+	n, err := a.copy(fd, r)
 	if err != nil {
 		return err
 	}
 	if n != hdr.Size {
 		return fmt.Errorf("%d bytes instead of %d: %w", n, hdr.Size, errdefs.ErrInvalidArgument)
 	}
+	n, err = a.describe(fd, hdr)
+	a.bytes += n
+	return err
+}
+
+// describe gives a written file its attributes and times; it returns the bytes allocated.
+func (a *applier) describe(fd int, hdr *tar.Header) (int64, error) {
 	if err := a.attributes(fd, hdr); err != nil {
-		return err
+		return 0, err
 	}
-	ts := times(hdr)
-	if err := futimens(fd, ts); err != nil {
-		return fmt.Errorf("set times: %w", err)
+	if err := futimens(fd, times(hdr)); err != nil {
+		return 0, fmt.Errorf("set times: %w", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+		return 0, err
 	}
-	a.bytes += st.Blocks * 512
-	a.inodes++
-	return nil
+	return st.Blocks * 512, nil
 }
 
 // sparse reports GNU's sparse formats, whose holes package tar reads as zeros.
@@ -113,17 +130,14 @@ func sparse(hdr *tar.Header) bool {
 
 var zeros [64 << 10]byte
 
-// copy writes r to fd; with holes, blocks of zeros are left out.
-func (a *applier) copy(fd int, r io.Reader, holes bool) (int64, error) {
+// copy writes r to fd, leaving out blocks of zeros.
+func (a *applier) copy(fd int, r io.Reader) (int64, error) {
 	var total int64
-	buf := a.buf
-	if holes {
-		buf = buf[:len(zeros)]
-	}
+	buf := a.buf[:len(zeros)]
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
-			if holes && bytes.Equal(buf[:n], zeros[:n]) {
+			if bytes.Equal(buf[:n], zeros[:n]) {
 				if _, err := unix.Seek(fd, int64(n), io.SeekCurrent); err != nil {
 					return total, err
 				}
@@ -133,16 +147,12 @@ func (a *applier) copy(fd int, r io.Reader, holes bool) (int64, error) {
 			total += int64(n)
 		}
 		if err == io.EOF {
-			break
+			return total, unix.Ftruncate(fd, total)
 		}
 		if err != nil {
 			return total, fmt.Errorf("read content: %w", err)
 		}
 	}
-	if holes {
-		return total, unix.Ftruncate(fd, total)
-	}
-	return total, nil
 }
 
 func writeAll(fd int, p []byte) error {

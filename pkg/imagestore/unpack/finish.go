@@ -9,6 +9,11 @@ import (
 
 // finish sets the directories' times, which writing into them changed, and counts.
 func (a *applier) finish() (Result, error) {
+	n, err := a.workers.wait()
+	if err != nil {
+		return Result{}, err
+	}
+	a.bytes += n
 	if _, ok := a.dirs["."]; !ok {
 		a.dirs["."] = dirTimes{}
 	}

@@ -87,7 +87,7 @@ type Result struct {
 }
 
 // Apply unpacks the tar stream r into the empty directory dir, an open directory descriptor that stays the caller's.
-// It reads r to its end. Errors: ErrInvalidArgument for what a layer must not hold, ErrResourceExhausted for what
+// It reads r to its end, without a copy if r is a Peeker. Errors: ErrInvalidArgument for what a layer must not hold, ErrResourceExhausted for what
 // exceeds the limits, else the read error or the errno of the file operation. dir is in no defined state after an error.
 func Apply(ctx context.Context, r io.Reader, dir int, opt Options) (Result, error) {
 	a := &applier{
@@ -100,8 +100,9 @@ func Apply(ctx context.Context, r io.Reader, dir int, opt Options) (Result, erro
 		buf:       make([]byte, 256<<10),
 	}
 	defer a.root.forget()
-	counted := &countingReader{r: r, limit: opt.Limits.Bytes}
-	tr := tar.NewReader(counted)
+	defer a.workers.wait()
+	a.in = newStream(r, opt.Limits.Bytes)
+	tr := tar.NewReader(a.in)
 	for {
 		if err := ctx.Err(); err != nil {
 			return Result{}, context.Cause(ctx)
@@ -116,9 +117,12 @@ func Apply(ctx context.Context, r io.Reader, dir int, opt Options) (Result, erro
 		if err := a.entry(hdr, tr); err != nil {
 			return Result{}, fmt.Errorf("entry %q: %w", short(hdr.Name), err)
 		}
+		if err := a.workers.failed(); err != nil {
+			return Result{}, err
+		}
 	}
 	// What follows the end marker is padding; the diff ID covers it.
-	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{counted}, a.buf); err != nil {
+	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{a.in}, a.buf); err != nil {
 		return Result{}, fmt.Errorf("read tar padding: %w", err)
 	}
 	return a.finish()
@@ -126,9 +130,12 @@ func Apply(ctx context.Context, r io.Reader, dir int, opt Options) (Result, erro
 
 // applier is the state of one Apply.
 type applier struct {
-	opt  Options
-	root tree
-	buf  []byte
+	opt Options
+	in  *stream
+	// workers are waited for before Apply returns.
+	workers workers
+	root    tree
+	buf     []byte
 
 	whiteouts, opaques, implied map[string]struct{}
 	links                       []Link
@@ -195,21 +202,6 @@ func (a *applier) count() error {
 		return fmt.Errorf("more than %d entries: %w", l, errdefs.ErrResourceExhausted)
 	}
 	return nil
-}
-
-// countingReader fails once more than limit bytes were read: a decompression bomb.
-type countingReader struct {
-	r        io.Reader
-	n, limit int64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	if c.limit > 0 && c.n > c.limit {
-		return n, fmt.Errorf("layer unpacks to more than %d bytes: %w", c.limit, errdefs.ErrResourceExhausted)
-	}
-	return n, err
 }
 
 // tarError gives errors of package tar their kind.

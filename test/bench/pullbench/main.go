@@ -2,7 +2,8 @@
 // from one registry on loopback.
 //
 // The runtimes take turns for every image in every round, so that a noisy moment hits all of them. Each has its own
-// root on the same file system; before a pull dirty pages are written out and the image, if it is there, is removed. A
+// root on the same file system: ext4 with a journal, since ext4 without one shuns recently removed inodes for minutes,
+// which would make a benchmark of repeated pulls measure that. Before a pull dirty pages are written out and the image, if it is there, is removed. A
 // runtime's CPU and memory are those of its process and the children it waited for; what the kernel writes back after the
 // reply is nobody's. "Durable" says whether the runtime syncs the unpacked layers before it acknowledges the pull. It needs
 // root and works in mount and network namespaces of its own.
@@ -36,7 +37,7 @@ type options struct {
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "n", 5, "rounds")
-	flag.StringVar(&o.dir, "dir", "", "directory for the runtimes' roots; a temporary one if empty")
+	flag.StringVar(&o.dir, "dir", "", "directory for the runtimes' roots; a fresh ext4 in a loop file if empty")
 	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "pullbench-images"), "directory that keeps the built images")
 	flag.StringVar(&o.criServer, "cri-server", "bin/cri-server", "cri-server, with cri-monitor beside it")
 	flag.StringVar(&o.containerd, "containerd", "", "containerd; without it only cri-server is measured")
