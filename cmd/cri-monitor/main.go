@@ -9,6 +9,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -27,7 +28,14 @@ var build = "dev"
 type options struct {
 	socket, stateDir, logFile string
 	detach, version           bool
+	state                     int
+	checkState                bool
+
+	terms chan os.Signal
 }
+
+// catch has requests to end delivered to terms.
+func (o *options) catch() { signal.Notify(o.terms, unix.SIGTERM, unix.SIGINT) }
 
 func main() {
 	var o options
@@ -36,6 +44,8 @@ func main() {
 	flag.StringVar(&o.logFile, "log-file", "", "with --detach: append the log to this file")
 	flag.BoolVar(&o.detach, "detach", false, "run in the background and return when the socket is served")
 	flag.BoolVar(&o.version, "version", false, "print the version")
+	flag.IntVar(&o.state, "state-fd", -1, "go on with what another cri-monitor has left in this descriptor; used by upgrades")
+	flag.BoolVar(&o.checkState, "check-state", false, "tell by the exit code whether the state described on standard input can be gone on with")
 	flag.Parse()
 	if o.version {
 		fmt.Println(build)
@@ -53,6 +63,13 @@ func run(o *options) error {
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("it must run as root")
+	}
+	if o.checkState {
+		header, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<20))
+		if err != nil {
+			return err
+		}
+		return monitor.CheckHeader(header)
 	}
 	if !sealed() {
 		return relaunch(o)
@@ -74,18 +91,27 @@ func serve(o *options) error {
 		return err
 	}
 	defer engines.native.Close()
-	s, err := monitor.NewServer(monitor.ServerConfig{
-		Socket: o.socket, StateDir: o.stateDir, Build: build, Log: log, Engine: engines.get,
-	})
+	cfg := monitor.ServerConfig{
+		Socket: o.socket, StateDir: o.stateDir, Build: build, Log: log, Engine: engines.get, Reaper: r,
+		Replace: &upgrader{o, r}, Notify: os.Getenv("NOTIFY_SOCKET"), Stored: monitor.StoredFiles(),
+	}
+	var s *monitor.Server
+	if o.state < 0 {
+		s, err = monitor.NewServer(cfg)
+	} else {
+		state := os.NewFile(uintptr(o.state), "state")
+		s, err = monitor.ResumeServer(cfg, state)
+		state.Close()
+	}
 	if err != nil {
 		return err
 	}
 	lowerOOMScore(log) // after NewServer, which notes what containers get by default
-	terms := make(chan os.Signal, 1)
-	signal.Notify(terms, unix.SIGTERM, unix.SIGINT)
+	o.terms = make(chan os.Signal, 1)
+	o.catch()
 	var waiter sync.WaitGroup
 	waiter.Go(func() {
-		for range terms {
+		for range o.terms {
 			if err := s.Shutdown(); err != nil {
 				log.Warn("asked to end, but that would orphan containers; delete them first", "err", err)
 			}
@@ -94,8 +120,8 @@ func serve(o *options) error {
 	tellReady(nil)
 	log.Info("serving", "socket", o.socket, "pid", os.Getpid(), "build", build)
 	err = s.Serve()
-	signal.Stop(terms)
-	close(terms)
+	signal.Stop(o.terms)
+	close(o.terms)
 	waiter.Wait()
 	return err
 }

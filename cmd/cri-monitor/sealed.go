@@ -26,13 +26,8 @@ func sealed() bool {
 	return err == nil && strings.HasPrefix(exe, "/memfd:"+memfdName)
 }
 
-// seal copies this program into a memfd that nobody can write to again.
-func seal() (int, error) {
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return -1, err
-	}
-	defer self.Close()
+// seal copies a program into a memfd that nobody can write to again.
+func seal(program *os.File) (int, error) {
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate(memfdName, flags|unix.MFD_EXEC) // Linux 6.3; the sysctl vm.memfd_noexec asks for it
 	if err == unix.EINVAL {
@@ -41,11 +36,13 @@ func seal() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("memfd: %w", err)
 	}
-	if err := fill(fd, self); err != nil {
+	if err := fill(fd, program); err != nil {
+		unix.Close(fd)
 		return -1, fmt.Errorf("memfd: %w", err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+		unix.Close(fd)
 		return -1, fmt.Errorf("seal memfd: %w", err)
 	}
 	return fd, nil
@@ -73,7 +70,12 @@ func fill(fd int, from *os.File) error {
 // relaunch goes on from a sealed copy: in this process, or with --detach in a new one in a session of its own, whose
 // parent this process is only until it serves.
 func relaunch(o *options) error {
-	fd, err := seal()
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	fd, err := seal(self)
 	if err != nil {
 		return err
 	}

@@ -73,6 +73,9 @@ type State struct {
 	// ExitCode counts as a shell does: 128+n for signal n. Signal is that n, else 0.
 	ExitCode int `json:"exit_code"`
 	Signal   int `json:"signal,omitempty"`
+	// ExitUnknown: the process ended while there was no cri-monitor, and the kernel (before Linux 6.15) does not tell
+	// how. ExitCode is 255 then.
+	ExitUnknown bool `json:"exit_unknown,omitempty"`
 	// OOMKilled: the kernel killed a process of the container's cgroup for memory during its life.
 	OOMKilled bool `json:"oom_killed,omitempty"`
 	// StartError is set when the program could not be executed.

@@ -8,44 +8,71 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
 )
 
-// attach serves an attachment's connection: it ends with it.
+// attach starts an attachment; the connection serves it from now on.
 func (c *conn) attach(f *frame) error {
-	a, err := c.startAttach(f)
+	a, ct, err := c.startAttach(f)
 	f.closeFiles()
 	if err != nil {
-		return c.fail(f, err)
+		return c.fail(f.id, err)
 	}
-	defer a.Close()
-	if err := writeFrame(c.c, kindOK, f.id, nil); err != nil {
-		return err
+	c.task = &attachTask{f.id, ct, a}
+	if err := c.write(kindOK, f.id, nil); err != nil {
+		c.cancel()
 	}
-	over := make(chan error, 1)
-	go func() { over <- a.Wait(c.ctx) }()
+	return nil
+}
+
+// attachTask is an attachment with its client: it ends with the connection.
+type attachTask struct {
+	id uint64 // of the request
+	ct *container
+	a  *stdio.Attachment
+}
+
+func (t *attachTask) run(c *conn) error {
 	for {
 		select {
-		case err := <-over:
-			if err != nil {
-				return c.fail(f, err)
+		case <-t.a.Done():
+			if err := t.a.Wait(c.ctx); err != nil {
+				return c.fail(t.id, err)
 			}
-			return writeFrame(c.c, kindExited, f.id, execExited{})
+			return c.write(kindExited, t.id, execExited{})
 		case g := <-c.frames:
 			g.closeFiles()
+		case <-c.ctx.Done():
+			t.a.Close()
+			return c.ctx.Err()
+		case <-c.s.freezer.begun():
+			return errFrozen
 		}
 	}
 }
 
-func (c *conn) startAttach(f *frame) (*stdio.Attachment, error) {
+func (t *attachTask) save() (savedTask, []int) {
+	v, files := t.a.Save()
+	st := savedTask{Kind: "attach", ID: t.id, Container: t.ct.id, Attachment: &v}
+	var fds []int
+	for i, fd := range files {
+		if fd >= 0 {
+			st.Has[i] = true
+			fds = append(fds, fd)
+		}
+	}
+	return st, fds
+}
+
+func (c *conn) startAttach(f *frame) (*stdio.Attachment, *container, error) {
 	var call stdioCall
 	if err := f.decode(&call); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ct, err := c.s.find(call.ID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	files, err := call.files(f)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fds := [3]int{-1, -1, -1}
 	for i, file := range files {
@@ -59,8 +86,9 @@ func (c *conn) startAttach(f *frame) (*stdio.Attachment, error) {
 					unix.Close(fd)
 				}
 			}
-			return nil, fmt.Errorf("attach: %w", err)
+			return nil, nil, fmt.Errorf("attach: %w", err)
 		}
 	}
-	return ct.streams.Attach(fds[0], fds[1], fds[2])
+	a, err := ct.streams.Attach(fds[0], fds[1], fds[2])
+	return a, ct, err
 }

@@ -158,7 +158,7 @@ func exchange(ctx context.Context, uc *net.UnixConn, k kind, in any, files ...*o
 	err := writeFrame(uc, k, 1, in, files...)
 	var f *frame
 	if err == nil {
-		f, err = readFrame(uc)
+		f, err = readFrame(uc, nil)
 	}
 	if !stop() { // closed under our hands
 		if f != nil {

@@ -37,7 +37,7 @@ func (c *Client) open(ctx context.Context, k kind, in any, files ...*os.File) (*
 // read gives every frame to got until that returns false, or the connection ends; the error is that of the connection.
 func (s *stream) read(got func(*frame) bool) error {
 	for {
-		f, err := readFrame(s.uc)
+		f, err := readFrame(s.uc, nil)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("closed: %w", errdefs.ErrAborted)

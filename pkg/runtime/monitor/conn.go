@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,13 +19,41 @@ import (
 const callTime = 2 * time.Minute
 
 // conn is one connection of a client. One goroutine reads, so that a client which has gone is seen at once; the other
-// answers, one request after the other.
+// answers, one request after the other. Both stop when the server is frozen, and what they have not done yet stays
+// here for those that go on after it, be it in this program or in the next.
 type conn struct {
 	s      *Server
 	c      *net.UnixConn
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 	frames chan *frame
+	writes sync.Mutex
+
+	life sync.Mutex // over what follows
+	live int        // goroutines
+	over bool
+	gate *readGate
+
+	// What follows belongs to the two goroutines, and to the server while it is frozen.
+	greeted bool
+	todo    []*frame // read, not handled
+	task    task     // what is under way, nil: nothing
+}
+
+// task is something that a request has begun and that goes on after it.
+type task interface {
+	// run serves it until it is over, the connection's end (its error), or errFrozen: then run goes on later.
+	run(c *conn) error
+	// save describes it, with its descriptors, while the server is frozen.
+	save() (savedTask, []int)
+}
+
+// errFrozen stops what can go on later.
+var errFrozen = errors.New("frozen")
+
+func (s *Server) newConn(uc *net.UnixConn) *conn {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &conn{s: s, c: uc, ctx: ctx, cancel: cancel, frames: make(chan *frame)}
 }
 
 func (c *conn) close() {
@@ -31,12 +61,15 @@ func (c *conn) close() {
 	c.c.Close()
 }
 
-func (c *conn) read() {
-	defer c.s.work.Done()
-	defer c.cancel()
+func (c *conn) read(gate *readGate) {
+	defer c.stopped(false)
 	for {
-		f, err := readFrame(c.c)
+		f, err := readFrame(c.c, gate)
+		if errors.Is(err, errFrozen) {
+			return
+		}
 		if err != nil {
+			defer c.cancel()
 			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && c.ctx.Err() == nil {
 				c.s.log.Warn("connection closed", "err", err)
 			}
@@ -47,47 +80,83 @@ func (c *conn) read() {
 		case <-c.ctx.Done():
 			f.closeFiles()
 			return
+		case <-gate.frozen:
+			c.todo = append(c.todo, f)
+			return
 		}
 	}
 }
 
-func (c *conn) serve() {
-	defer c.s.work.Done()
-	defer func() {
-		c.close()
-		c.s.mu.Lock()
-		delete(c.s.conns, c)
-		c.s.mu.Unlock()
-	}()
-	greeted := false
+func (c *conn) serve(frozen <-chan struct{}) {
+	over := false
+	defer func() { c.stopped(over) }()
 	for {
-		select {
-		case <-c.ctx.Done():
+		err := c.next(frozen)
+		if errors.Is(err, errFrozen) {
 			return
-		case f := <-c.frames:
-			if !greeted && f.kind != kindHello {
-				f.closeFiles()
-				c.s.log.Warn("connection closed", "err", "it did not begin with a hello")
-				return
-			}
-			greeted = true
-			err := c.handle(f)
-			f.closeFiles()
-			if err != nil {
-				return // the client has gone
-			}
+		}
+		if err != nil { // the client has gone
+			over = true
+			c.close()
+			c.s.mu.Lock()
+			delete(c.s.conns, c)
+			c.s.mu.Unlock()
+			return
 		}
 	}
+}
+
+// next does one thing: the task, if there is one, else a request.
+func (c *conn) next(frozen <-chan struct{}) error {
+	if c.task != nil {
+		err := c.guard(nil, func() error { return c.task.run(c) })
+		if !errors.Is(err, errFrozen) {
+			c.task = nil
+		}
+		return err
+	}
+	select { // first, since select chooses at random
+	case <-frozen:
+		return errFrozen
+	default:
+	}
+	var f *frame
+	if len(c.todo) > 0 {
+		f, c.todo = c.todo[0], c.todo[1:]
+	} else {
+		select {
+		case <-c.ctx.Done():
+			return c.ctx.Err()
+		case <-frozen:
+			return errFrozen
+		case f = <-c.frames:
+		}
+	}
+	if !c.greeted && f.kind != kindHello {
+		f.closeFiles()
+		c.s.log.Warn("connection closed", "err", "it did not begin with a hello")
+		return errdefs.ErrInvalidArgument
+	}
+	c.greeted = true
+	defer f.closeFiles()
+	return c.guard(f, func() error { return c.handle(f) })
+}
+
+// guard keeps a panic from the other containers. f is the request to be answered with it, nil if there is none.
+func (c *conn) guard(f *frame, do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.s.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+			if err = fmt.Errorf("panic in cri-monitor: %v: %w", p, errdefs.ErrInternal); f != nil {
+				err = c.fail(f.id, err)
+			}
+		}
+	}()
+	return do()
 }
 
 // handle answers one request. The error is that of the connection.
-func (c *conn) handle(f *frame) (err error) {
-	defer func() {
-		if p := recover(); p != nil { // the other containers must not suffer
-			c.s.log.Error("panic", "kind", f.kind, "panic", p, "stack", string(debug.Stack()))
-			err = c.fail(f, fmt.Errorf("panic in cri-monitor: %v: %w", p, errdefs.ErrInternal))
-		}
-	}()
+func (c *conn) handle(f *frame) error {
 	switch f.kind {
 	case kindExec:
 		return c.exec(f)
@@ -95,17 +164,31 @@ func (c *conn) handle(f *frame) (err error) {
 		return c.attach(f)
 	case kindEvents:
 		return c.streamEvents(f)
+	case kindKeep:
+		return c.keep(f)
+	case kindRestore:
+		return c.restore(f)
+	case kindUpgrade:
+		return c.upgrade(f)
 	}
 	result, err := c.unary(f)
-	if err != nil {
-		return c.fail(f, err)
+	switch {
+	case c.task != nil: // it answers
+		return nil
+	case err != nil:
+		return c.fail(f.id, err)
 	}
-	return writeFrame(c.c, kindOK, f.id, result)
+	return c.write(kindOK, f.id, result)
 }
 
-func (c *conn) fail(f *frame, err error) error {
-	return writeFrame(c.c, kindError, f.id, encodeError(err))
+// write sends a frame.
+func (c *conn) write(k kind, id uint64, v any, files ...*os.File) error {
+	c.writes.Lock()
+	defer c.writes.Unlock()
+	return writeFrame(c.c, k, id, v, files...)
 }
+
+func (c *conn) fail(id uint64, err error) error { return c.write(kindError, id, encodeError(err)) }
 
 // unary carries out a request that has one answer. What changes something goes on when the client leaves.
 func (c *conn) unary(f *frame) (any, error) {
@@ -151,15 +234,41 @@ func (c *conn) unary(f *frame) (any, error) {
 	case kindState:
 		return *ct.state.Load(), nil
 	case kindWait:
-		return ct.wait(c.ctx)
+		c.task = &waitTask{f.id, ct}
+		return nil, nil
 	case kindSignal:
 		return nil, ct.signal(unix.Signal(t.Signal))
 	case kindKill:
 		return nil, ct.kill(ctx)
+	case kindKillSession:
+		return nil, ct.execs.killSession(t.Session)
 	case kindReopenLog:
-		return nil, ct.streams.ReopenLog(ctx)
+		err := ct.streams.ReopenLog(ctx)
+		ct.keep()
+		return nil, err
 	case kindResize:
 		return nil, ct.streams.Resize(ctx, t.Width, t.Height)
 	}
 	return nil, fmt.Errorf("request of kind %d: %w", f.kind, errdefs.ErrNotImplemented)
+}
+
+// waitTask waits for the end of a container.
+type waitTask struct {
+	id uint64 // of the request
+	ct *container
+}
+
+func (w *waitTask) run(c *conn) error {
+	select {
+	case <-w.ct.stopped:
+		return c.write(kindOK, w.id, *w.ct.state.Load())
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	case <-c.s.freezer.begun():
+		return errFrozen
+	}
+}
+
+func (w *waitTask) save() (savedTask, []int) {
+	return savedTask{Kind: "wait", ID: w.id, Container: w.ct.id}, nil
 }

@@ -35,7 +35,7 @@ type container struct {
 	oomKill uint64 // the kernel's count at the beginning
 	// ownPids: its init is pid 1 of its own pid namespace, so that the kernel kills all others with it.
 	ownPids     bool
-	oci         bool
+	oci         *OCIRuntime // nil: the native engine
 	oomScoreAdj *int
 	uids, gids  []specs.LinuxIDMapping // of its user namespace
 
@@ -51,8 +51,11 @@ type container struct {
 	state   atomic.Pointer[State]
 	stopped chan struct{}
 
-	execs execSet
-	gone  bool // deleted; guarded by op
+	execs    execSet
+	sessions []engine.Process // of a former process, until their connections are restored
+	gone     bool             // deleted; guarded by op
+
+	keeping sync.Mutex // one picture of it at a time goes to those who keep it
 }
 
 // lock takes op. The error is ctx's.
@@ -86,6 +89,7 @@ func (c *container) start(ctx context.Context) (State, error) {
 		return State{}, fmt.Errorf("container %s is %s, not created: %w", c.id, st.Status, errdefs.ErrFailedPrecondition)
 	}
 	c.starting.Lock()
+	c.streams.SetMark(markStarting)
 	if err := c.ctr.Start(ctx); err != nil {
 		c.change("", func(st *State) { st.StartError = err.Error() })
 		c.starting.Unlock()
@@ -93,6 +97,8 @@ func (c *container) start(ctx context.Context) (State, error) {
 		return State{}, fmt.Errorf("start: %w", err)
 	}
 	st := c.change("started", func(st *State) { st.Status, st.StartedAt = Running, time.Now() })
+	c.keep()
+	c.streams.SetMark(markNone)
 	c.starting.Unlock()
 	return st, nil
 }
@@ -116,20 +122,28 @@ func (c *container) exited(status reaper.Status) {
 	c.streams.Stop(ctx, drainTime)
 	c.change("stopped", func(st *State) {
 		st.Status, st.Pid, st.FinishedAt, st.OOMKilled = Stopped, 0, finished, oom
-		st.ExitCode = status.Code()
-		if status.Signaled() {
+		st.ExitCode, st.ExitUnknown = status.Code(), status.Unknown
+		if status.Signaled() && !status.Unknown {
 			st.Signal = int(status.Signal())
 		}
 		if st.StartError != "" {
 			st.ExitCode, st.Signal = startErrorCode, 0
 		}
 	})
+	c.keep()
 	close(c.stopped)
 }
+
+// What the journal says of a container; see stdio.Streams.SetMark.
+const (
+	markNone     = iota
+	markStarting // its Start is being carried out
+)
 
 // startErrorCode is the exit code of a container whose program could not be executed; containerd's convention.
 const startErrorCode = 128
 
+// wait returns when the container has come to its end.
 func (c *container) wait(ctx context.Context) (State, error) {
 	select {
 	case <-c.stopped:

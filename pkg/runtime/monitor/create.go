@@ -24,7 +24,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 	if err := req.check(); err != nil {
 		return State{}, err
 	}
-	c, err := s.reserve(req)
+	c, err := s.reserve(req.ID, req.describe())
 	if err != nil {
 		return State{}, err
 	}
@@ -53,23 +53,26 @@ func (r *CreateRequest) check() error {
 	return nil
 }
 
+// describe is what the request says of the container, as it is saved.
+func (r *CreateRequest) describe() *savedContainer {
+	v := &savedContainer{Cgroup: r.Cgroup, OOM: r.OOM, OwnPids: ownPidNamespace(r.Spec), OCI: r.OCI}
+	if v.OOM == nil {
+		v.OOM = r.Cgroup
+	}
+	if r.Spec.Linux != nil {
+		v.UIDs, v.GIDs = r.Spec.Linux.UIDMappings, r.Spec.Linux.GIDMappings
+	}
+	return v
+}
+
 // reserve puts a container under its id into the map, its op taken. It is not listed yet.
-func (s *Server) reserve(req *CreateRequest) (*container, error) {
+func (s *Server) reserve(id string, v *savedContainer) (*container, error) {
 	c := &container{
-		s: s, id: req.ID,
-		dir:     filepath.Join(s.cfg.StateDir, "containers", req.ID),
-		cgroup:  req.Cgroup,
-		oom:     req.OOM,
-		ownPids: ownPidNamespace(req.Spec),
-		oci:     req.OCI != nil,
+		s: s, id: id, dir: filepath.Join(s.cfg.StateDir, "containers", id),
+		cgroup: v.Cgroup, oom: v.OOM, oomKill: v.OOMKills, ownPids: v.OwnPids, oci: v.OCI, oomScoreAdj: v.OOMScoreAdj,
+		uids: v.UIDs, gids: v.GIDs,
 		op:      make(chan struct{}, 1),
 		stopped: make(chan struct{}),
-	}
-	if c.oom == nil {
-		c.oom = req.Cgroup
-	}
-	if req.Spec.Linux != nil {
-		c.uids, c.gids = req.Spec.Linux.UIDMappings, req.Spec.Linux.GIDMappings
 	}
 	c.op <- struct{}{}
 	s.mu.Lock()
@@ -77,10 +80,10 @@ func (s *Server) reserve(req *CreateRequest) (*container, error) {
 	switch {
 	case s.closing:
 		return nil, fmt.Errorf("cri-monitor is shutting down: %w", errdefs.ErrUnavailable)
-	case s.containers[req.ID] != nil:
-		return nil, fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
+	case s.containers[id] != nil:
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrAlreadyExists)
 	}
-	s.containers[req.ID] = c
+	s.containers[id] = c
 	return c, nil
 }
 
@@ -154,7 +157,7 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 	c.ctr = ctr
 	cfg := stdio.Config{
 		ID: c.id, Stdin: pipes.ours[0], Stdout: pipes.ours[1], Stderr: pipes.ours[2], Terminal: -1,
-		StdinOnce: req.StdinOnce, TerminalInput: req.Stdin, Log: log,
+		StdinOnce: req.StdinOnce, TerminalInput: req.Stdin, Log: log, InputClosed: c.inputClosed,
 	}
 	proc := ctr.Process()
 	var err error
@@ -179,12 +182,18 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 		ID: c.id, Status: Created, Pid: proc.Pid(), CreatedAt: time.Now(), TTY: req.Spec.Process.Terminal,
 	}
 	c.s.events.publish("created", st, func() { c.state.Store(&st) })
+	c.keep() // before the end is known, so that no older picture can come behind a newer one
+	c.awaitEnd()
+	return st, nil
+}
+
+// awaitEnd has exited called when the container's process has ended.
+func (c *container) awaitEnd() {
 	c.s.work.Add(1)
-	proc.Child().AfterExit(func(status reaper.Status) {
+	c.ctr.Process().Child().AfterExit(func(status reaper.Status) {
 		defer c.s.work.Done()
 		c.exited(status)
 	})
-	return st, nil
 }
 
 // delete removes a container, whatever its state. Idempotent.
@@ -231,6 +240,7 @@ func (c *container) delete(ctx context.Context) error {
 	}
 	c.gone = true
 	c.s.forget(c)
+	c.s.keepers.forget(c)
 	c.publish.Lock()
 	defer c.publish.Unlock()
 	c.s.events.publish("deleted", *c.state.Load(), func() {})

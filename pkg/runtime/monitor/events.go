@@ -49,6 +49,13 @@ func (e *events) publish(event string, st State, store func()) {
 	}
 }
 
+// last is the number of the last change.
+func (e *events) last() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.seq
+}
+
 // subscribe begins with one event for each state that list returns, all with the number of the last change.
 func (e *events) subscribe(list func() []State) (*subscriber, int) {
 	e.mu.Lock()
@@ -66,6 +73,21 @@ func (e *events) subscribe(list func() []State) (*subscriber, int) {
 	return sub, len(sub.queue)
 }
 
+// resume goes on with the subscription of a former process.
+func (e *events) resume(queue []Event, cut bool) *subscriber {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	sub := &subscriber{wake: make(chan struct{}, 1), queue: queue, cut: cut}
+	if e.subs == nil {
+		e.subs = map[*subscriber]struct{}{}
+	}
+	if !cut {
+		e.subs[sub] = struct{}{}
+	}
+	sub.wake <- struct{}{}
+	return sub
+}
+
 func (e *events) unsubscribe(sub *subscriber) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -81,30 +103,54 @@ func (e *events) take(sub *subscriber) ([]Event, bool) {
 	return q, !sub.cut
 }
 
-// streamEvents serves an Events connection until it is closed.
+// streamEvents subscribes; the connection carries events until it is closed.
 func (c *conn) streamEvents(f *frame) error {
 	sub, n := c.s.events.subscribe(c.s.list)
-	defer c.s.events.unsubscribe(sub)
-	if err := writeFrame(c.c, kindSnapshot, f.id, snapshot{n}); err != nil {
-		return err
+	c.task = &eventTask{f.id, sub}
+	if err := c.write(kindSnapshot, f.id, snapshot{n}); err != nil {
+		c.cancel()
 	}
+	return nil
+}
+
+// eventTask is a subscription with its client.
+type eventTask struct {
+	id  uint64 // of the request
+	sub *subscriber
+}
+
+func (t *eventTask) run(c *conn) error {
+	err := t.stream(c)
+	if err != errFrozen {
+		c.s.events.unsubscribe(t.sub)
+	}
+	return err
+}
+
+func (t *eventTask) stream(c *conn) error {
 	for {
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
+		case <-c.s.freezer.begun():
+			return errFrozen
 		case g := <-c.frames:
 			g.closeFiles()
-			return c.fail(g, fmt.Errorf("request on an event connection: %w", errdefs.ErrFailedPrecondition))
-		case <-sub.wake:
+			return c.fail(g.id, fmt.Errorf("request on an event connection: %w", errdefs.ErrFailedPrecondition))
+		case <-t.sub.wake:
 		}
-		queue, ok := c.s.events.take(sub)
+		queue, ok := c.s.events.take(t.sub)
 		if !ok {
-			return c.fail(f, fmt.Errorf("more than %d events waited: %w", maxQueued, errdefs.ErrResourceExhausted))
+			return c.fail(t.id, fmt.Errorf("more than %d events waited: %w", maxQueued, errdefs.ErrResourceExhausted))
 		}
 		for i := range queue {
-			if err := writeFrame(c.c, kindEvent, f.id, &queue[i]); err != nil {
+			if err := c.write(kindEvent, t.id, &queue[i]); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+func (t *eventTask) save() (savedTask, []int) {
+	return savedTask{Kind: "events", ID: t.id, Events: t.sub.queue, Cut: t.sub.cut}, nil
 }

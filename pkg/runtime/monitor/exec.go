@@ -102,9 +102,26 @@ func (e *execSet) removeCgroups() {
 	e.dirs = nil
 }
 
+// killSession ends session n, whose cri-monitor has died. ErrNotFound when there is nothing of it.
+func (e *execSet) killSession(n uint64) error {
+	e.mu.Lock()
+	var found *sessionCgroup
+	for _, cg := range e.dirs {
+		if cg.n == n {
+			found = cg
+		}
+	}
+	e.mu.Unlock()
+	if found == nil {
+		return fmt.Errorf("exec session %d: %w", n, errdefs.ErrNotFound)
+	}
+	return found.kill()
+}
+
 // session is one exec.
 type session struct {
 	c    *container
+	n    uint64 // of the container
 	proc engine.Process
 	cg   *sessionCgroup // nil: killed by its process tree
 }
@@ -125,10 +142,10 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 	}
 	x := &session{c: c}
 	cfg := &engine.ExecConfig{Process: call.Process, Seccomp: call.Seccomp, Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2]}
-	n := c.execs.begin()
-	if !c.oci && c.cgroup != nil {
+	x.n = c.execs.begin()
+	if c.oci == nil && c.cgroup != nil {
 		var err error
-		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup, n); err != nil {
+		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup, x.n); err != nil {
 			c.s.log.Warn("exec without a cgroup of its own", "container", c.id, "err", err)
 		} else {
 			c.execs.add(x.cg)
@@ -160,64 +177,85 @@ func (x *session) kill() {
 // the container ends; after kill there are none.
 func (x *session) finish() { x.c.execs.end(x.cg) }
 
-// exec serves an exec's connection: the session ends with it.
+// exec starts an exec session; the connection serves it from now on.
 func (c *conn) exec(f *frame) error {
 	var call stdioCall
 	if err := f.decode(&call); err != nil {
-		return c.fail(f, err)
+		return c.fail(f.id, err)
 	}
 	ct, err := c.s.find(call.ID)
 	if err != nil {
-		return c.fail(f, err)
+		return c.fail(f.id, err)
 	}
 	stdio, err := call.files(f)
 	if err != nil {
-		return c.fail(f, err)
+		return c.fail(f.id, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	x, err := ct.exec(ctx, &call, stdio)
 	f.closeFiles() // they are the process's now
 	if err != nil {
-		return c.fail(f, err)
+		return c.fail(f.id, err)
 	}
-	defer x.finish()
 	var terminal []*os.File
 	if t := x.proc.Terminal(); t != nil {
 		terminal = append(terminal, t)
 	}
-	err = writeFrame(c.c, kindStarted, f.id, execStarted{x.proc.Pid()}, terminal...)
+	err = c.write(kindStarted, f.id, execStarted{x.proc.Pid(), x.n}, terminal...)
 	for _, t := range terminal {
 		t.Close()
 	}
 	if err != nil {
 		c.cancel()
 	}
-	return c.waitExec(f, x)
+	c.task = &execTask{f.id, x}
+	return nil
 }
 
-// waitExec reports the exit of x, and kills it when the client asks for it or leaves.
-func (c *conn) waitExec(f *frame, x *session) error {
-	child := x.proc.Child()
+// execTask is a session with its client: it ends with the connection.
+type execTask struct {
+	id uint64 // of the request
+	x  *session
+}
+
+// run reports the exit, and kills the session when the client asks for it or leaves.
+func (t *execTask) run(c *conn) error {
+	child := t.x.proc.Child()
 	for {
 		select {
 		case <-child.Done():
 			status, _ := child.Wait(context.Background())
-			return writeFrame(c.c, kindExited, f.id, execExited{status.Code()})
+			t.x.finish()
+			return c.write(kindExited, t.id, execExited{status.Code()})
 		case g := <-c.frames:
 			g.closeFiles()
 			if g.kind == kindExecKill {
-				x.kill()
+				t.x.kill()
 			}
 		case <-c.ctx.Done():
-			x.kill()
+			t.x.kill()
 			select {
 			case <-child.Done():
 			case <-time.After(killTime): // in an uninterruptible sleep; the Reaper gets it later
 			}
+			t.x.finish()
 			return c.ctx.Err()
+		case <-c.s.freezer.begun():
+			return errFrozen
 		}
 	}
+}
+
+func (t *execTask) save() (savedTask, []int) {
+	v := savedTask{Kind: "exec", ID: t.id, Container: t.x.c.id, Session: t.x.n, Pid: t.x.proc.Pid()}
+	select {
+	case <-t.x.proc.Child().Done():
+		status, _ := t.x.proc.Child().Wait(context.Background())
+		v.Ended, v.Code = true, status.Code()
+	default:
+	}
+	return v, nil
 }
 
 // files returns the fds that came with f as stdin, stdout and stderr. They stay f's.

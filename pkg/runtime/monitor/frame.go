@@ -3,6 +3,7 @@ package monitor
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,7 +38,7 @@ const frameTime = 20 * time.Second
 // kind says what a frame is.
 type kind uint16
 
-// Requests, and what answers them. The numbers are the protocol: they are never reused.
+// Requests. The numbers are the protocol: they are never reused.
 const (
 	kindHello kind = iota + 1
 	kindVersion
@@ -55,14 +56,22 @@ const (
 	kindAttach
 	kindEvents
 	kindShutdown
-	kindExecKill // on an exec's connection
+	kindExecKill    // on an exec's connection
+	kindKillSession // an exec session whose cri-monitor has died
+	kindKeep        // gives what a next cri-monitor needs, on a connection of its own
+	kindRestore     // takes it back
+	kindUpgrade     // goes on in another program; the program's file rides on it
+)
 
-	kindOK       kind = 0x100 + iota // the result
+// Answers.
+const (
+	kindOK       kind = 0x111 + iota // the result
 	kindError                        // wireError
 	kindStarted                      // an exec runs
 	kindExited                       // an exec has ended
 	kindEvent                        // one Event
 	kindSnapshot                     // how many events follow that tell of what there is
+	kindKept                         // one kept
 )
 
 // frame is one message. Whoever receives it owns files.
@@ -128,6 +137,24 @@ func decodeHeader(b []byte) (header, error) {
 
 // writeFrame sends a frame whose body is v as JSON (nil: empty). The caller keeps files.
 func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) error {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		// SyscallConn, since Fd would make the file blocking for all who share it.
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+			return err
+		}
+	}
+	err := sendFrame(c, k, id, v, frameTime, fds)
+	runtime.KeepAlive(files)
+	return err
+}
+
+// sendFrame is writeFrame for raw descriptors, with a time limit.
+func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, fds []int) error {
 	var body []byte
 	if v != nil {
 		var err error
@@ -138,26 +165,12 @@ func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) er
 	if len(body) > maxBody {
 		return fmt.Errorf("message of %d bytes, the limit is %d: %w", len(body), maxBody, errdefs.ErrInvalidArgument)
 	}
-	h := header{kind: k, size: uint32(len(body)), id: id, files: len(files)}.encode()
-	if err := c.SetWriteDeadline(time.Now().Add(frameTime)); err != nil {
+	h := header{kind: k, size: uint32(len(body)), id: id, files: len(fds)}.encode()
+	if err := c.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			// SyscallConn, since Fd would make the file blocking for all who share it.
-			raw, err := f.SyscallConn()
-			if err != nil {
-				return err
-			}
-			if err := raw.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
-				return err
-			}
-		}
+	if len(fds) > 0 {
 		n, _, err := c.WriteMsgUnix(h[:], unix.UnixRights(fds...), nil)
-		for _, f := range files {
-			runtime.KeepAlive(f)
-		}
 		if err != nil {
 			return err
 		}
@@ -173,16 +186,23 @@ func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) er
 
 // readFrame waits for the next frame without a limit, and for its rest for frameTime. io.EOF: the other side has closed
 // between two frames.
-func readFrame(c *net.UnixConn) (*frame, error) {
+// With a gate the wait can be stopped: errFrozen.
+func readFrame(c *net.UnixConn, gate *readGate) (*frame, error) {
 	var b [headerSize]byte
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
+	if err := gate.wait(c); err != nil {
 		return nil, err
 	}
 	n, oobn, flags, _, err := c.ReadMsgUnix(b[:], oob)
+	if errors.Is(err, os.ErrDeadlineExceeded) && gate.stopped() {
+		return nil, errFrozen
+	}
 	f := &frame{files: takeFiles(oob[:oobn])}
 	if err == nil && n == 0 {
 		err = io.EOF
+	}
+	if err == nil {
+		err = gate.ready(c)
 	}
 	if err == nil {
 		err = f.readRest(c, b[:], n, flags)
@@ -197,9 +217,6 @@ func readFrame(c *net.UnixConn) (*frame, error) {
 func (f *frame) readRest(c *net.UnixConn, b []byte, n, flags int) error {
 	if flags&unix.MSG_CTRUNC != 0 {
 		return fmt.Errorf("frame with too many files: %w", errdefs.ErrInvalidArgument)
-	}
-	if err := c.SetReadDeadline(time.Now().Add(frameTime)); err != nil {
-		return err
 	}
 	if _, err := io.ReadFull(c, b[n:]); err != nil {
 		return fmt.Errorf("frame cut short: %w", err)

@@ -59,7 +59,7 @@ func TestFrame(t *testing.T) {
 		w.Close()
 		sent <- errors.Join(err, writeFrame(a, kindList, 1<<56-1, nil))
 	}()
-	f, err := readFrame(b)
+	f, err := readFrame(b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestFrame(t *testing.T) {
 	if n, _ := r.Read(buf); string(buf[:n]) != "through" {
 		t.Errorf("pipe gave %q", buf[:n])
 	}
-	if f, err = readFrame(b); err != nil || f.kind != kindList || f.id != 1<<56-1 || len(f.body) != 0 {
+	if f, err = readFrame(b, nil); err != nil || f.kind != kindList || f.id != 1<<56-1 || len(f.body) != 0 {
 		t.Errorf("%+v %v", f, err)
 	}
 	if err := <-sent; err != nil {
@@ -140,7 +140,7 @@ func FuzzFrame(f *testing.F) {
 		a.Close()
 		before--
 		for {
-			fr, err := readFrame(b)
+			fr, err := readFrame(b, nil)
 			if err != nil {
 				break
 			}

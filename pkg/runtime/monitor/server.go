@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
 // ServerConfig is what a Server needs.
@@ -31,6 +33,15 @@ type ServerConfig struct {
 	Log   *slog.Logger
 	// Engine returns the engine for a container: the native one for nil.
 	Engine func(*OCIRuntime) (engine.Engine, error)
+	// Reaper is the engines'. It is needed by Upgrade only.
+	Reaper *reaper.Reaper
+	// Replace goes on in another program; see Upgrader. Nil: Upgrade is refused.
+	Replace Upgrader
+	// Notify is the socket of systemd's service manager, "" if there is none: it keeps descriptors, see sd_notify(3).
+	Notify string
+	// Stored are the descriptors that it has kept of a cri-monitor that has died, see StoredFiles; its containers are
+	// taken back.
+	Stored map[string]int
 }
 
 // trimAfter is how long after the last Create the heap's free pages go back to the kernel: specs are large while they
@@ -52,16 +63,21 @@ type Server struct {
 	lock *os.File
 	ln   *net.UnixListener
 
+	freezer freezer
+	keepers keepers
+
 	mu         sync.RWMutex // held for map operations only, never over a system call
 	containers map[string]*container
 	conns      map[*conn]struct{}
 	closing    bool
 
+	upgrading sync.Mutex
+
 	work sync.WaitGroup // connections and exits being handled
 }
 
-// NewServer takes the lock in StateDir and the socket. ErrAlreadyExists when another cri-monitor has them.
-func NewServer(cfg ServerConfig) (*Server, error) {
+// newServer returns a Server without its lock, socket and loop.
+func newServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
 		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now()},
@@ -70,6 +86,13 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		conns:       map[*conn]struct{}{},
 		trim:        time.AfterFunc(trimAfter, debug.FreeOSMemory),
 	}
+	s.keepers.store = openFDStore(cfg.Notify, cfg.Log)
+	return s
+}
+
+// NewServer takes the lock in StateDir and the socket. ErrAlreadyExists when another cri-monitor has them.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	s := newServer(cfg)
 	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "containers"), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -77,16 +100,34 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if s.lock, err = lockDir(cfg.StateDir); err != nil {
 		return nil, err
 	}
+	if s.loop, err = stdio.New(cfg.Log); err != nil {
+		s.lock.Close()
+		return nil, err
+	}
+	s.recall(cfg.Stored)
 	if s.ln, err = listen(cfg.Socket); err != nil {
 		s.lock.Close()
 		return nil, err
 	}
-	if s.loop, err = stdio.New(cfg.Log); err != nil {
-		s.ln.Close()
-		s.lock.Close()
-		return nil, err
-	}
 	return s, nil
+}
+
+// recall takes back what the service manager has kept.
+func (s *Server) recall(files map[string]int) {
+	store := s.keepers.store
+	if store == nil {
+		for _, fd := range files {
+			unix.Close(fd)
+		}
+		return
+	}
+	parts := store.recall(files)
+	if !slices.ContainsFunc(parts, func(p part) bool { return p.Journal }) {
+		store.put(kept{Journal: true}, s.loop.Journal())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	s.takeBack(ctx, parts)
 }
 
 // lockDir takes the flock(2) that keeps a second server away.
@@ -134,6 +175,10 @@ func listen(path string) (*net.UnixListener, error) {
 
 // Serve answers until Shutdown has succeeded, then returns nil.
 func (s *Server) Serve() error {
+	for _, c := range s.connections() { // of a former process
+		c.start()
+	}
+	s.freezer.enter(1)
 	for {
 		c, err := s.ln.AcceptUnix()
 		if err == nil {
@@ -142,6 +187,13 @@ func (s *Server) Serve() error {
 		}
 		if errors.Is(err, net.ErrClosed) {
 			break
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // a freeze
+			s.freezer.leave()
+			for entered := false; !entered; _, entered = s.freezer.enter(1) {
+				<-s.freezer.thawed()
+			}
+			continue
 		}
 		// EMFILE and such pass; containers depend on this process, so it stays.
 		s.log.Error("accept", "err", err)
@@ -181,18 +233,16 @@ func (s *Server) accept(uc *net.UnixConn) {
 		uc.Close()
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &conn{s: s, c: uc, ctx: ctx, cancel: cancel, frames: make(chan *frame)}
+	c := s.newConn(uc)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closing {
+		s.mu.Unlock()
 		c.close()
 		return
 	}
 	s.conns[c] = struct{}{}
-	s.work.Add(2)
-	go c.read()
-	go c.serve()
+	s.mu.Unlock()
+	c.start()
 }
 
 func checkPeer(uc *net.UnixConn) error {

@@ -21,6 +21,7 @@ const settleTime = 5 * time.Second
 // sessionCgroup is the cgroup of one exec session, "exec-N" below the container's, in one hierarchy. It has no limits
 // and no controllers of its own: what it uses counts for the container.
 type sessionCgroup struct {
+	n       uint64
 	dir     string
 	unified bool
 	ended   bool // its session has; guarded by execSet.mu
@@ -29,26 +30,71 @@ type sessionCgroup struct {
 // newSessionCgroup makes the cgroup of session n and returns where the session's process belongs: there, and in the
 // container's cgroup in all other hierarchies.
 func newSessionCgroup(of *engine.Cgroup, n uint64) (*engine.Cgroup, *sessionCgroup, error) {
-	name := "exec-" + strconv.FormatUint(n, 10)
-	cg := &engine.Cgroup{Unified: of.Unified, V1: maps.Clone(of.V1)}
-	s := &sessionCgroup{}
-	switch {
-	case of.Unified != "":
-		s.dir, s.unified = filepath.Join(of.Unified, name), true
-		cg.Unified = s.dir
-	case of.V1["freezer"] != "":
-		s.dir = filepath.Join(of.V1["freezer"], name)
-		cg.V1["freezer"] = s.dir
-	case of.V1["pids"] != "":
-		s.dir = filepath.Join(of.V1["pids"], name)
-		cg.V1["pids"] = s.dir
-	default:
+	parent, hierarchy := sessionParent(of)
+	if parent == "" {
 		return nil, nil, fmt.Errorf("no cgroup2, freezer or pids hierarchy")
+	}
+	s := &sessionCgroup{n: n, dir: filepath.Join(parent, sessionPrefix+strconv.FormatUint(n, 10)), unified: hierarchy == ""}
+	cg := &engine.Cgroup{Unified: of.Unified, V1: maps.Clone(of.V1)}
+	if s.unified {
+		cg.Unified = s.dir
+	} else {
+		cg.V1[hierarchy] = s.dir
 	}
 	if err := os.Mkdir(s.dir, 0o755); err != nil && !os.IsExist(err) {
 		return nil, nil, err
 	}
 	return cg, s, nil
+}
+
+const sessionPrefix = "exec-"
+
+// sessionParent is the directory below which sessions of a container have their cgroups, and its v1 hierarchy.
+func sessionParent(of *engine.Cgroup) (dir, hierarchy string) {
+	if of.Unified != "" {
+		return of.Unified, ""
+	}
+	for _, h := range []string{"freezer", "pids"} {
+		if dir := of.V1[h]; dir != "" {
+			return dir, h
+		}
+	}
+	return "", ""
+}
+
+// find takes over the cgroups of sessions that a former process has made. They count as ended, until resume says
+// otherwise.
+func (e *execSet) find(of *engine.Cgroup) {
+	dir, hierarchy := sessionParent(of)
+	if dir == "" {
+		return
+	}
+	entries, _ := os.ReadDir(dir)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, entry := range entries {
+		n, err := strconv.ParseUint(strings.TrimPrefix(entry.Name(), sessionPrefix), 10, 64)
+		if err != nil || !strings.HasPrefix(entry.Name(), sessionPrefix) {
+			continue
+		}
+		e.seq = max(e.seq, n)
+		e.dirs = append(e.dirs, &sessionCgroup{n: n, dir: filepath.Join(dir, entry.Name()), unified: hierarchy == "", ended: true})
+	}
+}
+
+// resume goes on with session n of a former process.
+func (e *execSet) resume(n uint64) *sessionCgroup {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.count++
+	e.seq = max(e.seq, n)
+	for _, cg := range e.dirs {
+		if cg.n == n {
+			cg.ended = false
+			return cg
+		}
+	}
+	return nil
 }
 
 // kill ends every process in the cgroup, and does not return before they have left it, or settleTime is over.

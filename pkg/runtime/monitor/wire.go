@@ -47,6 +47,8 @@ type target struct {
 	Signal int    `json:"signal,omitempty"`
 	Width  uint16 `json:"width,omitempty"`
 	Height uint16 `json:"height,omitempty"`
+	// Session names an exec session of the container.
+	Session uint64 `json:"session,omitempty"`
 }
 
 // stdioCall opens an exec or an attachment. The three flags say which fds came along, in this order.
@@ -61,7 +63,8 @@ type stdioCall struct {
 
 // execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
 type execStarted struct {
-	Pid int `json:"pid"`
+	Pid     int    `json:"pid"`
+	Session uint64 `json:"session,omitempty"`
 }
 
 type execExited struct {

@@ -16,9 +16,9 @@ import (
 const settleTime = 2 * time.Second
 
 // Attend registers a process that a predecessor of this one has forked, by its pid and pidfd; it duplicates pidfd.
-// After an execve(2) it is still our child, as long as it is not reaped: call it before Resume. A process whose parent
-// has died is another's child; then the kernel tells through the pidfd how it ended: always since Linux 6.15, before
-// that only if it is still a zombie when this process looks. Else the status is Unknown.
+// After an execve(2) it is still our child. A process whose parent has died is another's child; then the kernel tells
+// through the pidfd how it ended: always since Linux 6.15, before that only if it is still a zombie when this process
+// looks. Else the status is Unknown.
 func (r *Reaper) Attend(pid, pidfd int) (*Child, error) {
 	// waitid(2): ECHILD for a process that is no child of ours. P_PIDFD came with Linux 5.4.
 	err := unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil)
@@ -27,6 +27,11 @@ func (r *Reaper) Attend(pid, pidfd int) (*Child, error) {
 	}
 	if err != unix.ECHILD {
 		return nil, fmt.Errorf("process %d: waitid: %w", pid, err)
+	}
+	if ended(pidfd) {
+		if c := r.reaped(pid); c != nil {
+			return c, nil
+		}
 	}
 	fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -38,6 +43,30 @@ func (r *Reaper) Attend(pid, pidfd int) (*Child, error) {
 		return nil, fmt.Errorf("process %d: %w", pid, err)
 	}
 	return f.child, nil
+}
+
+// ended tells whether the process has ended; see pidfd_open(2).
+func ended(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return err == nil && n == 1
+}
+
+// Ended returns the child that a process was which has ended with an exit code before.
+func Ended(pid, code int) *Child {
+	c := &Child{pid: pid, done: make(chan struct{})}
+	c.finish(Status{WaitStatus: unix.WaitStatus(code << 8)})
+	return c
+}
+
+// reaped returns the child for a pid whose exit is known here, else nil.
+func (r *Reaper) reaped(pid int) *Child {
+	r.mu.Lock()
+	_, ok := r.unclaimed[pid]
+	r.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return r.Adopt(pid)
 }
 
 // foreign is a process that is no child of ours.

@@ -25,9 +25,9 @@ func grandchild(t *testing.T, how, after string) (pid, pidfd int, end *os.File) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := `{ read x; ` + how + `; } <&0 & echo $!; exec >&- <&-; ` + after
+	script := `{ read x <&3; ` + how + `; } & echo $!; exec >&- 3<&-; ` + after
 	if _, err := theReaper().Fork(func() (int, error) {
-		return syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{r.Fd(), tell.Fd(), 2}})
+		return syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{0, tell.Fd(), 2, r.Fd()}})
 	}); err != nil {
 		t.Fatal(err)
 	}

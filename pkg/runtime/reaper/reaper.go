@@ -128,20 +128,13 @@ type Reaper struct {
 
 // New starts reaping. There must be one Reaper per process; Close ends it.
 func New() *Reaper {
-	r := NewPaused()
+	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}, sigs: make(chan os.Signal, 1)}
+	signal.Notify(r.sigs, unix.SIGCHLD)
 	r.Resume()
 	return r
 }
 
-// NewPaused returns a Reaper that reaps nothing before Resume: a process that was handed its children by execve(2)
-// must know them first, see Attend.
-func NewPaused() *Reaper {
-	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}, sigs: make(chan os.Signal, 1)}
-	signal.Notify(r.sigs, unix.SIGCHLD)
-	return r
-}
-
-// Resume starts reaping, after NewPaused or Pause.
+// Resume starts reaping again, after Pause.
 func (r *Reaper) Resume() {
 	r.run.Lock()
 	defer r.run.Unlock()

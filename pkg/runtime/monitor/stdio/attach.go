@@ -102,6 +102,9 @@ func (a *Attachment) Wait(ctx context.Context) error {
 	}
 }
 
+// Done is closed when the attachment is over.
+func (a *Attachment) Done() <-chan struct{} { return a.done }
+
 // Close ends the attachment; what waits for the client is thrown away.
 func (a *Attachment) Close() {
 	a.s.l.post(func() { a.drop(nil) })

@@ -31,10 +31,33 @@ type Files struct{ Stdin, Stdout, Stderr, Terminal, Log int }
 // NoFiles is where one begins.
 var NoFiles = Files{-1, -1, -1, -1, -1}
 
-// Save describes the streams. The files stay theirs.
+// Save describes the streams. While the Loop is paused the files stay theirs; else they are duplicates, which the
+// caller closes.
 func (s *Streams) Save(ctx context.Context) (v Saved, f Files, err error) {
-	err = s.l.call(ctx, func() error { v, f = s.save(); return nil })
+	if s.l.paused.Load() {
+		v, f = s.save()
+		return v, f, nil
+	}
+	err = s.l.call(ctx, func() error { v, f = s.save(); return f.dup() })
 	return v, f, err
+}
+
+func (f *Files) dup() error {
+	all := []*int{&f.Stdin, &f.Stdout, &f.Stderr, &f.Terminal, &f.Log}
+	for i, at := range all {
+		if *at < 0 {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr(*at), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			for _, at := range all[:i] {
+				closeAll(*at)
+			}
+			return fmt.Errorf("duplicate: %w", err)
+		}
+		*at = fd
+	}
+	return nil
 }
 
 func (s *Streams) save() (Saved, Files) {

@@ -1,0 +1,172 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepTime bounds what one keeper may hold up.
+const keepTime = time.Second
+
+// kept is what a keeper gets of one container, or of the journal, with its descriptors. It replaces what it got before.
+type kept struct {
+	ID      string          `json:"id,omitempty"`
+	Data    json.RawMessage `json:"data,omitempty"`
+	Forget  bool            `json:"forget,omitempty"`  // there is no such container any more
+	Journal bool            `json:"journal,omitempty"` // this is the journal
+	Synced  bool            `json:"synced,omitempty"`  // all that there was has been told
+}
+
+// keepers are those who hold what would go with this process: connections of cri-server, and systemd.
+type keepers struct {
+	mu    sync.Mutex
+	conns map[*conn]uint64 // with the id of the request
+	store *fdStore         // nil: none
+}
+
+func (k *keepers) none() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns) == 0 && k.store == nil
+}
+
+// put gives v to all keepers, or to one. A keeper that does not take it in time is cut off; it will come again.
+func (k *keepers) put(v kept, fds []int, only *conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for c, id := range k.conns {
+		if only != nil && c != only {
+			continue
+		}
+		c.writes.Lock()
+		err := sendFrame(c.c, kindKept, id, v, keepTime, fds)
+		c.writes.Unlock()
+		if err != nil {
+			c.s.log.Warn("keeper cut off", "err", err)
+			delete(k.conns, c)
+			c.close()
+		}
+	}
+	if k.store != nil && only == nil {
+		k.store.put(v, fds)
+	}
+}
+
+func (k *keepers) add(c *conn, id uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.conns == nil {
+		k.conns = map[*conn]uint64{}
+	}
+	k.conns[c] = id
+}
+
+func (k *keepers) remove(c *conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, c)
+}
+
+func (k *keepers) forget(c *container) {
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
+	k.put(kept{ID: c.id, Forget: true}, nil, nil)
+}
+
+// keep gives the container's present picture to the keepers.
+func (c *container) keep() { c.keepBy(nil) }
+
+func (c *container) keepBy(only *conn) {
+	if c.s.keepers.none() {
+		return
+	}
+	c.keeping.Lock()
+	defer c.keeping.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	v, fds, own, err := c.save(ctx, false)
+	if err != nil {
+		c.s.log.Error("container would not survive this process", "container", c.id, "err", err)
+		return
+	}
+	defer closeFDs(fds[own:])
+	data, err := json.Marshal(&v)
+	if err != nil {
+		c.s.log.Error("container would not survive this process", "container", c.id, "err", err)
+		return
+	}
+	c.s.keepers.put(kept{ID: c.id, Data: data}, fds, only)
+}
+
+// inputClosed is called by the loop, which must not wait: whoever keeps stdin keeps it open.
+func (c *container) inputClosed() {
+	if _, ok := c.s.freezer.enter(1); !ok {
+		return // everything is told again after an upgrade
+	}
+	c.s.work.Add(1)
+	go func() {
+		defer c.s.work.Done()
+		defer c.s.freezer.leave()
+		if c.state.Load() != nil && c.lockKept() {
+			c.keep()
+			c.unlock()
+		}
+	}()
+}
+
+// keep makes the connection one of a keeper.
+func (c *conn) keep(f *frame) error {
+	if err := c.write(kindOK, f.id, nil); err != nil {
+		return err
+	}
+	s := c.s
+	s.keepers.add(c, f.id)
+	c.task = &keepTask{f.id}
+	s.keepers.put(kept{Journal: true}, s.loop.Journal(), c)
+	for _, ct := range s.all() {
+		if ct.lockKept() {
+			ct.keepBy(c)
+			ct.unlock()
+		}
+	}
+	s.keepers.put(kept{Synced: true}, nil, c)
+	return nil
+}
+
+// lockKept takes op, so that the engine can be asked. False when the container has been deleted.
+func (c *container) lockKept() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*keepTime)
+	defer cancel()
+	if c.lock(ctx) != nil {
+		return false
+	}
+	if c.gone {
+		c.unlock()
+		return false
+	}
+	return true
+}
+
+// keepTask is a keeper's connection.
+type keepTask struct{ id uint64 }
+
+func (t *keepTask) run(c *conn) error {
+	select {
+	case <-c.ctx.Done():
+		c.s.keepers.remove(c)
+		return c.ctx.Err()
+	case g := <-c.frames:
+		g.closeFiles()
+		c.s.keepers.remove(c)
+		return fmt.Errorf("request on a keeper's connection: %w", unix.EPROTO)
+	case <-c.s.freezer.begun():
+		return errFrozen
+	}
+}
+
+func (t *keepTask) save() (savedTask, []int) { return savedTask{Kind: "keep", ID: t.id}, nil }

@@ -1,0 +1,151 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
+)
+
+// restored is the answer to kindRestore: what of it did not succeed, by container.
+type restored struct {
+	Failed map[string]string `json:"failed,omitempty"`
+}
+
+// part is one thing that a keeper has kept.
+type part struct {
+	kept
+	fds []int
+}
+
+// restore takes back what a keeper has of a cri-monitor that has died. All comes on this connection, one message for
+// each container, and is answered after the last.
+func (c *conn) restore(f *frame) error {
+	var parts []part
+	for {
+		var k kept
+		err := f.decode(&k)
+		if err == nil {
+			var p part
+			if p, err = f.part(k); err == nil {
+				parts = append(parts, p)
+			}
+		}
+		f.closeFiles()
+		if err != nil {
+			closeParts(parts)
+			return c.fail(f.id, err)
+		}
+		if k.Synced {
+			break
+		}
+		select {
+		case f = <-c.frames:
+		case <-c.ctx.Done():
+			closeParts(parts)
+			return c.ctx.Err()
+		}
+		if f.kind != kindRestore {
+			f.closeFiles()
+			closeParts(parts)
+			return c.fail(f.id, fmt.Errorf("request of kind %d within a restore: %w", f.kind, errdefs.ErrFailedPrecondition))
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	return c.write(kindOK, f.id, restored{c.s.takeBack(ctx, parts)})
+}
+
+// part takes the descriptors of f as ones that Go's poller knows nothing of.
+func (f *frame) part(k kept) (part, error) {
+	p := part{kept: k}
+	for _, file := range f.files {
+		fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			closeFDs(p.fds)
+			return part{}, fmt.Errorf("duplicate: %w", err)
+		}
+		p.fds = append(p.fds, fd)
+	}
+	return p, nil
+}
+
+func closeParts(parts []part) {
+	for _, p := range parts {
+		closeFDs(p.fds)
+	}
+}
+
+// takeBack goes on with the containers of a cri-monitor that has died, and with its journal if this one has not begun
+// its own. It owns the descriptors. What fails is logged and returned.
+func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
+	failed := map[string]string{}
+	journal := false
+	for _, p := range parts {
+		if p.Journal {
+			if err := s.takeJournal(p.fds); err != nil {
+				s.log.Error("log records of the former cri-monitor may be incomplete", "err", err)
+			} else {
+				journal = true
+			}
+		}
+	}
+	parts = slices.DeleteFunc(parts, func(p part) bool { return p.Journal || p.Synced })
+	// What the former one was about to write lies where the next output goes.
+	if unfinished := s.loop.Unfinished(); unfinished >= 0 {
+		slices.SortStableFunc(parts, func(a, b part) int {
+			return boolOrder(a.slot() == unfinished, b.slot() == unfinished)
+		})
+	}
+	for _, p := range parts {
+		if c, err := s.restore(ctx, p.Data, p.fds, true, journal); err != nil {
+			s.log.Error("container can't be taken back", "container", p.ID, "err", err)
+			failed[p.ID] = err.Error()
+		} else {
+			s.log.Info("container taken back", "container", c.id, "status", c.state.Load().Status)
+			c.keep()
+		}
+	}
+	return failed
+}
+
+func (p *part) slot() int {
+	var v struct {
+		Stdio stdio.Saved `json:"stdio"`
+	}
+	v.Stdio.Slot = -1
+	_ = json.Unmarshal(p.Data, &v)
+	return v.Stdio.Slot
+}
+
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+// takeJournal replaces the loop by one that goes on with another process's journal. There must be no containers.
+func (s *Server) takeJournal(fds []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.containers) > 0 {
+		closeFDs(fds)
+		return fmt.Errorf("this cri-monitor has containers already: %w", errdefs.ErrFailedPrecondition)
+	}
+	loop, err := stdio.Resume(s.log, fds)
+	if err != nil {
+		return err
+	}
+	s.loop.Close()
+	s.loop = loop
+	return nil
+}
