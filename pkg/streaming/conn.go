@@ -22,8 +22,9 @@ const lingerTimeout = 5 * time.Second
 // hijacker gives the connection of a request away, as a conn.
 type hijacker struct {
 	http.ResponseWriter
-	end  context.CancelFunc // of the session
-	conn *conn              // nil until it was given away
+	server context.Context    // whose end drops the connection
+	end    context.CancelFunc // of the session
+	conn   *conn              // nil until it was given away
 }
 
 // Hijack implements http.Hijacker.
@@ -41,6 +42,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		c.Close()
 		return nil, nil, err
 	}
+	h.conn.forget = context.AfterFunc(h.server, h.conn.drop)
 	return h.conn, rw, nil
 }
 
@@ -51,7 +53,8 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 type conn struct {
 	net.Conn
 	end    context.CancelFunc
-	socket *os.File // a second descriptor, for watching only
+	forget func() bool // the server's end
+	socket *os.File    // a second descriptor, for watching only
 
 	closing, dropping sync.Once
 	gone              chan struct{} // closed when the connection is
@@ -127,5 +130,6 @@ func (c *conn) drop() {
 // wait returns when the connection is closed.
 func (c *conn) wait() {
 	<-c.gone
+	c.forget()
 	c.watcher.Wait()
 }

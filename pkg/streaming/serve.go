@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -27,20 +26,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	s.sessions.Add(1)
-	defer s.sessions.Done()
+	if !s.sessions.begin() {
+		http.Error(w, "the server stops", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.sessions.end()
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	h := &hijacker{ResponseWriter: w, end: cancel}
+	h := &hijacker{ResponseWriter: w, server: s.ctx, end: cancel}
 	b := &bridge{runtime: s.runtime, ctx: ctx}
 	s.serve(h, r.WithContext(ctx), b, prepared.request)
 	cancel()
-	b.forwards.Wait()
+	b.forwards.close()
 	if h.conn != nil {
 		h.conn.Close()
-		stop := context.AfterFunc(s.ctx, h.conn.drop)
 		h.conn.wait()
-		stop()
 	}
 }
 
@@ -80,7 +80,7 @@ func options(w wanted) *remotecommand.Options {
 type bridge struct {
 	runtime  Runtime
 	ctx      context.Context // of the session
-	forwards sync.WaitGroup
+	forwards group
 }
 
 // exitError is a program's exit code in the form in which the library passes it on.
@@ -103,8 +103,10 @@ func (b *bridge) AttachContainer(_ context.Context, _, _, id string, in io.Reade
 
 // PortForward implements portforward.PortForwarder.
 func (b *bridge) PortForward(_ context.Context, id, _ string, port int32, stream io.ReadWriteCloser) error {
-	b.forwards.Add(1)
-	defer b.forwards.Done()
+	if !b.forwards.begin() {
+		return context.Canceled
+	}
+	defer b.forwards.end()
 	return b.runtime.PortForward(b.ctx, id, port, stream)
 }
 

@@ -76,9 +76,12 @@ type Server struct {
 
 	ctx      context.Context // of all sessions
 	stop     context.CancelFunc
-	sessions sync.WaitGroup
+	sessions group
 	served   chan struct{}
 }
+
+// klogOnce: the library's logger is a global variable without a lock.
+var klogOnce sync.Once
 
 // New listens and serves until Close.
 func New(cfg Config, r Runtime) (*Server, error) {
@@ -91,7 +94,7 @@ func New(cfg Config, r Runtime) (*Server, error) {
 		}
 	}
 	// The library logs every session that goes wrong, which is the client's matter, as an error.
-	klog.SetSlogLogger(slog.New(demoted{cfg.Log.Handler()}))
+	klogOnce.Do(func() { klog.SetSlogLogger(slog.New(demoted{cfg.Log.Handler()})) })
 
 	l, err := net.Listen("tcp", cfg.Address)
 	if err != nil {
@@ -141,7 +144,7 @@ func (s *Server) Close() {
 	s.stop()
 	s.http.Close()
 	<-s.served
-	s.sessions.Wait()
+	s.sessions.close()
 	s.tokens.clear()
 }
 
