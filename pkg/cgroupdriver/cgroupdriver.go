@@ -41,13 +41,13 @@ type Driver interface {
 	// OCI says how an OCI runtime gets at the cgroup.
 	OCI(path string) OCI
 
-	// Create makes the cgroup with its limits before it has a process of the container. Idempotent for the same path. What
-	// is in a cgroup that systemd made, so that it stays, goes with Settle.
+	// Create makes the cgroup with its limits before it has a process of the container. Idempotent for the same path. Settle
+	// must follow.
 	Create(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, error)
 
-	// Settle tells that the container's process has joined, or that none will. From now on the cgroup may go with its
-	// last process. Delete does the same.
-	Settle(path string)
+	// Settle tells that the container's process pid has joined, or with 0 that none will. The cgroup then stays at least
+	// until that process has ended and its end was looked into. Delete does the same as Settle with 0.
+	Settle(path string, pid int)
 
 	// Load returns the directories of an existing cgroup (made by Create or by an OCI runtime) without changing it.
 	Load(path string) (*engine.Cgroup, error)

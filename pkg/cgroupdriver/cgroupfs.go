@@ -154,7 +154,7 @@ func (d *cgroupfs) fill(path string, res *specs.LinuxResources) (_ *engine.Cgrou
 }
 
 // Settle has nothing to do: an empty cgroup stays.
-func (d *cgroupfs) Settle(string) {}
+func (d *cgroupfs) Settle(string, int) {}
 
 // OCI: a runtime takes an empty cgroup that is there as its own.
 func (d *cgroupfs) OCI(path string) OCI { return OCI{CgroupsPath: path} }

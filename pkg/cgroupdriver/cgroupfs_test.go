@@ -41,8 +41,16 @@ func create(t *testing.T, d *fixture, res *specs.LinuxResources) (string, *engin
 // spawn runs a script in cg; it joins by itself.
 func spawn(t *testing.T, cg *engine.Cgroup, script string) *exec.Cmd {
 	t.Helper()
+	return spawnWith(t, cg, nil, script)
+}
+
+func spawnWith(t *testing.T, cg *engine.Cgroup, stdin *os.File, script string) *exec.Cmd {
+	t.Helper()
 	c := exec.Command("sh", "-c", `for d in $DIRS; do echo 0 > $d/cgroup.procs || exit 99; done; exec sh -c "$0"`, script)
 	c.Env = append(os.Environ(), "DIRS="+strings.Join(all(cg), " "))
+	if stdin != nil {
+		c.Stdin = stdin
+	}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +134,7 @@ func TestSessionIsKilledAlone(t *testing.T) {
 	path, cg := create(t, d, nil)
 	main := spawn(t, cg, "sleep 100")
 	until(t, "the process to join", func() bool { return joined(d, path, main) })
-	d.Settle(path)
+	d.Settle(path, 0)
 	sub, err := d.Create(t.Context(), path+"/exec-1", nil)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package cgroupdriver
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"sync"
@@ -8,13 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// placeholder is the first process of a scope: systemd makes a scope only around a process, and removes it with the last
-// one. It is a program of a few hundred bytes that lives until the container's process has joined. It ends by itself
-// when this server does, however that happens, because it reads from a pipe whose only other end the server holds; so
-// a crash leaves no process behind, and an empty scope at most.
+// placeholder keeps a scope: systemd makes a scope only around a process, and removes it with the last one. It is a
+// program of a few hundred bytes. Until the container's process has joined, it ends by itself when this server does,
+// however that happens, because it reads from a pipe whose only other end the server holds: a crash leaves no process
+// behind, and an empty scope at most. After that it watches the container's process, whether the server lives or not,
+// and outlives it for long enough that cri-monitor can read in the cgroup why it ended: without it systemd would be
+// faster now and then, and a container killed for want of memory would look like any other.
 type placeholder struct {
 	process *os.Process
-	hold    *os.File
+	hold    *os.File // nil once it watches
 }
 
 // placeholderProgram is the program in sealed memory, made once.
@@ -54,17 +57,35 @@ func startPlaceholder() (_ *placeholder, err error) {
 		w.Close()
 		return nil, err
 	}
+	// With memory.oom.group the kernel kills all of the cgroup but those that are at the minimum.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.Pid), []byte("-1000"), 0)
 	return &placeholder{process: p, hold: w}, nil
 }
 
-// end lets the placeholder go and reaps it. SIGKILL too: a frozen process does not come to read.
-func (p *placeholder) end() {
+// isPlaceholder tells by the name that a process goes by, which is one that no program of a container has by chance.
+func isPlaceholder(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return err == nil && string(b) == "cri-placeholder\n"
+}
+
+// watch lets the placeholder stay as long as a process, and a little longer.
+func (p *placeholder) watch(pid int) error {
+	_, err := p.hold.Write(binary.NativeEndian.AppendUint32(nil, uint32(pid)))
 	p.hold.Close()
+	p.hold = nil
+	return err
+}
+
+// end ends and reaps the placeholder.
+func (p *placeholder) end() {
+	if p.hold != nil {
+		p.hold.Close()
+	}
 	_ = p.process.Kill()
 	_, _ = p.process.Wait()
 }
 
-// placeholders are those that wait, by the path of their scope.
+// placeholders are this server's, by the path of their scope.
 type placeholders struct {
 	mu sync.Mutex
 	of map[string]*placeholder
@@ -78,6 +99,16 @@ func (s *placeholders) put(path string, p *placeholder) {
 	if old != nil {
 		old.end()
 	}
+}
+
+// watch has the placeholder of a scope watch a process.
+func (s *placeholders) watch(path string, pid int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.of[path]; p != nil && p.hold != nil {
+		return p.watch(pid)
+	}
+	return nil
 }
 
 func (s *placeholders) end(path string) {

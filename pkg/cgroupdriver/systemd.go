@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	sd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/opencontainers/cgroups"
 	sdcgroups "github.com/opencontainers/cgroups/systemd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -95,7 +97,12 @@ func (d *systemd) Stats(p string) (*Stats, error) {
 	if slice, err := slicePath(p); err == nil {
 		p = slice
 	}
-	return d.cgroupfs.Stats(p)
+	s, err := d.cgroupfs.Stats(p)
+	if _, _, ok := scopeOf(p); ok && err == nil && d.v2 && s.Pids != nil {
+		s.Pids.Current -= min(s.Pids.Current, 1)
+		s.Pids.Limit -= min(s.Pids.Limit, 1)
+	}
+	return s, err
 }
 
 // scopeOf splits a path that Path made.
@@ -130,6 +137,7 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 			err = fmt.Errorf("create scope %s: %w", p, err)
 		}
 	}()
+	res = d.oneMore(res)
 	props, err := d.properties(slice, scope, res)
 	if err != nil {
 		return nil, err
@@ -144,6 +152,7 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 		return nil, err
 	}
 	d.places.put(p, place)
+	d.aside(place.process.Pid)
 	cg, err := d.fill(p, res)
 	if err != nil && made {
 		err = errors.Join(err, d.Delete(context.WithoutCancel(ctx), p))
@@ -151,11 +160,51 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 	return cg, err
 }
 
-// Settle ends the placeholder: the container's process has joined.
-func (d *systemd) Settle(p string) {
-	if p, err := clean(p); err == nil {
-		d.places.end(p)
+// Settle has the placeholder watch the container's process, or ends it.
+func (d *systemd) Settle(p string, pid int) {
+	p, err := clean(p)
+	if err != nil {
+		return
 	}
+	if pid <= 0 {
+		d.places.end(p)
+		return
+	}
+	if err := d.places.watch(p, pid); err != nil {
+		d.log.Warn("a container's scope may go before its end was looked into", "cgroup", p, "error", err)
+	}
+}
+
+// aside takes a placeholder out of the controllers whose numbers the container is judged by. On v2 there is one hierarchy
+// only; there it is left out of the count (oneMore, Stats).
+func (d *systemd) aside(pid int) {
+	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
+	if err != nil {
+		return
+	}
+	for _, c := range []string{"memory", "pids"} {
+		if h := d.hierarchy[c]; h != "" {
+			if err := write(path.Join(d.v1[h], own[c]), "cgroup.procs", strconv.Itoa(pid)); err != nil {
+				d.log.Debug("a placeholder stays in its scope", "controller", c, "error", err)
+			}
+		}
+	}
+}
+
+// oneMore makes room for the placeholder.
+func (d *systemd) oneMore(r *specs.LinuxResources) *specs.LinuxResources {
+	if !d.v2 || r == nil || r.Pids == nil || r.Pids.Limit == nil || *r.Pids.Limit <= 0 {
+		return r
+	}
+	more, limit := *r, *r.Pids.Limit+1
+	more.Pids = &specs.LinuxPids{Limit: &limit}
+	return &more
+}
+
+// Pids leaves the placeholder out.
+func (d *systemd) Pids(p string) ([]int, error) {
+	pids, err := d.cgroupfs.Pids(p)
+	return slices.DeleteFunc(pids, isPlaceholder), err
 }
 
 // properties of a new scope.
@@ -222,6 +271,7 @@ func (d *systemd) Update(ctx context.Context, p string, r *specs.LinuxResources)
 	if !ok || r == nil {
 		return d.cgroupfs.Update(ctx, p, r)
 	}
+	r = d.oneMore(r)
 	props := &properties{v2: d.v2, version: d.version}
 	if err := props.limits(r, func() (int64, uint64, error) { return d.quota(p) }); err != nil {
 		return fmt.Errorf("update scope %s: %w", p, err)

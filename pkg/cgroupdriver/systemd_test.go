@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -173,7 +174,10 @@ func TestScopeLastsUntilSettled(t *testing.T) {
 	if got := show(t, scope, "Delegate", "Slice"); got != parent()+" yes" && got != "yes "+parent() {
 		t.Errorf("delegate, slice: %s", got)
 	}
-	pids, err := d.Pids(path1)
+	if pids, err := d.Pids(path1); err != nil || len(pids) != 0 {
+		t.Errorf("the driver shows a placeholder: %v, %v", pids, err)
+	}
+	pids, err := d.processes(path1)
 	if err != nil || len(pids) != 1 {
 		t.Fatalf("in the new scope: %v, %v", pids, err)
 	}
@@ -181,9 +185,9 @@ func TestScopeLastsUntilSettled(t *testing.T) {
 	if string(comm) != "cri-placeholder\n" {
 		t.Errorf("in the new scope is %q", comm)
 	}
-	d.Settle(path1)
-	d.Settle(path1)
-	if pids, err := d.Pids(path1); err != nil || len(pids) != 0 {
+	d.Settle(path1, 0)
+	d.Settle(path1, 0)
+	if pids, err := d.processes(path1); err != nil || len(pids) != 0 {
 		t.Errorf("after Settle: %v, %v", pids, err)
 	}
 	if d.unified != "" { // v1 alone has no event for systemd in a container
@@ -191,6 +195,36 @@ func TestScopeLastsUntilSettled(t *testing.T) {
 	}
 	if err := d.Delete(t.Context(), path1); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestScopeOutlivesItsContainer: what the kernel has counted can be read when the last process is gone.
+func TestScopeOutlivesItsContainer(t *testing.T) {
+	d, _ := onSystemd(t)
+	p1, cg := create(t, d, nil)
+	c := spawn(t, cg, "exec sleep 100")
+	until(t, "the process to join", func() bool { return joined(d, p1, c) })
+	d.Settle(p1, c.Process.Pid)
+	if s, err := d.Stats(p1); err != nil || s.Pids == nil || s.Pids.Current != 1 {
+		t.Errorf("processes %+v, %v", s, err)
+	}
+	if pids, err := d.Pids(p1); err != nil || !slices.Equal(pids, []int{c.Process.Pid}) {
+		t.Errorf("pids %v, %v", pids, err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	systemctl(t, "daemon-reload") // whatever systemd had to do, it has done now
+	for _, dir := range all(cg) {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	_, scope, _ := scopeOf(p1)
+	if !gone(t, scope)() {
+		t.Error("the scope is left")
 	}
 }
 
@@ -219,13 +253,13 @@ func TestCrashLeavesNoPlaceholder(t *testing.T) {
 	}
 	buf := make([]byte, 4)
 	_, _ = out.Read(buf)
-	pids, err := d.Pids(p1)
+	pids, err := d.processes(p1)
 	if string(buf) != "made" || err != nil || len(pids) != 1 {
 		t.Errorf("%q, %v, %v", buf, pids, err)
 	}
 	_ = c.Process.Kill()
 	_ = c.Wait()
-	until(t, "the placeholder to end", func() bool { pids, err := d.Pids(p1); return err == nil && len(pids) == 0 })
+	until(t, "the placeholder to end", func() bool { pids, err := d.processes(p1); return err == nil && len(pids) == 0 })
 	// The next server makes it anew, or removes it.
 	if _, err := d.Create(t.Context(), p1, nil); err != nil {
 		t.Error(err)
@@ -240,11 +274,11 @@ func TestForeignScope(t *testing.T) {
 	p1, cg := create(t, d, nil)
 	c := spawn(t, cg, "sleep 100")
 	until(t, "the process to join", func() bool { return joined(d, p1, c) })
-	d.Settle(p1)
+	d.Settle(p1, 0)
 	if _, err := d.Create(t.Context(), p1, nil); err != nil {
 		t.Errorf("our own, again: %v", err)
 	}
-	d.Settle(p1)
+	d.Settle(p1, 0)
 	other := fixtureOf(t, "another")
 	if _, err := other.Create(t.Context(), p1, nil); !errors.Is(err, errdefs.ErrAlreadyExists) {
 		t.Errorf("a foreign scope: %v", err)
@@ -272,7 +306,7 @@ func TestLimitsOutliveReload(t *testing.T) {
 	})
 	c := spawn(t, cg, "sleep 100")
 	until(t, "the process to join", func() bool { return joined(d, p1, c) })
-	d.Settle(p1)
+	d.Settle(p1, 0)
 	read := func() string {
 		s := strings.Join([]string{d.kernelWord(t, cg, "cpu", "cpu.shares", "cpu.weight"), d.kernelWord(t, cg, "cpu", "cpu.cfs_quota_us", "cpu.max"),
 			d.kernelWord(t, cg, "memory", "memory.limit_in_bytes", "memory.max"), d.kernelWord(t, cg, "pids", "pids.max", "pids.max")}, " ")
@@ -323,7 +357,7 @@ func TestSystemdExecutesItselfAnew(t *testing.T) {
 				if _, err := d.Create(t.Context(), p1, nil); err != nil {
 					t.Error(err)
 				}
-				d.Settle(p1)
+				d.Settle(p1, 0)
 				if err := d.Delete(t.Context(), p1); err != nil {
 					t.Error(err)
 				}
@@ -383,7 +417,7 @@ func BenchmarkScope(b *testing.B) {
 			if _, err := d.Create(ctx, p1, nil); err != nil {
 				b.Fatal(err)
 			}
-			d.Settle(p1)
+			d.Settle(p1, 0)
 			t1 := time.Now()
 			if err := d.Delete(ctx, p1); err != nil {
 				b.Fatal(err)

@@ -39,8 +39,16 @@ func TestCreateWritesLimits(t *testing.T) {
 func TestMemoryLimitKills(t *testing.T) {
 	d := needs(t, "memory")
 	path, cg := create(t, d, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(8 << 20)), Swap: p(int64(8 << 20))}})
-	c := spawn(t, cg, "exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null")
-	err := c.Wait()
+	hog, release, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hog.Close()
+	c := spawnWith(t, cg, hog, "read go; exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null")
+	until(t, "the process to join", func() bool { return joined(d, path, c) })
+	d.Settle(path, c.Process.Pid)
+	release.Close()
+	err = c.Wait()
 	if ws, ok := c.ProcessState.Sys().(syscall.WaitStatus); !ok || ws.Signal() != syscall.SIGKILL {
 		t.Errorf("dd ended with %v, want SIGKILL", err)
 	}

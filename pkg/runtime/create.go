@@ -194,14 +194,15 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 	if err := h.Place(ctx, c.cfg.Cgroups, ctr.CgroupPath, req); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
-	defer c.cfg.Cgroups.Settle(ctr.CgroupPath)
+	joined := 0
+	defer func() { c.cfg.Cgroups.Settle(ctr.CgroupPath, joined) }()
 	op.Stage("create")
 	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
 	st, err := c.cfg.Monitor.Create(context.WithoutCancel(ctx), req)
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	ctr.Pid = st.Pid
+	ctr.Pid, joined = st.Pid, st.Pid
 	return nil
 }
 
