@@ -76,7 +76,7 @@ func (s *Disk) holdImage(r *record) (same *record, release func()) {
 	ids := slices.Clone(r.diffIDs())
 	same = s.images[r.ID]
 	for _, id := range ids {
-		if _, ok := s.layers[id]; !ok {
+		if _, ok := s.layers[id]; !ok || s.damaged[id] {
 			same = nil
 		}
 	}
@@ -177,16 +177,28 @@ func (s *Disk) moveLayerIn(dir string, l *layer) error {
 	s.rename.Lock()
 	defer s.rename.Unlock()
 	s.mu.RLock()
-	_, have := s.layers[l.DiffID]
+	old, have := s.layers[l.DiffID]
+	damaged, used := s.damaged[l.DiffID], s.snapshotsUse(l.DiffID)
 	s.mu.RUnlock()
-	if have {
+	switch {
+	case have && !damaged:
 		return nil // the same layer came by another blob meanwhile
-	}
-	if err := s.moveIn(dir, s.layerPath(l.DiffID)); err != nil {
-		return err
+	case have && used:
+		// Mounted, perhaps: each damaged file is replaced, the directory stays what it is.
+		if err := s.healLayer(dir, l); err != nil {
+			return err
+		}
+	default:
+		if err := s.moveIn(dir, s.layerPath(l.DiffID)); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if have {
+		s.count(-old.Bytes-old.frameBytes, -old.Inodes-old.frameInodes)
+	}
+	delete(s.damaged, l.DiffID)
 	s.layers[l.DiffID] = l
 	s.count(l.Bytes+l.frameBytes, l.Inodes+l.frameInodes)
 	return nil
@@ -194,7 +206,7 @@ func (s *Disk) moveLayerIn(dir string, l *layer) error {
 
 // frame counts a layer's directory without its files.
 func frame(dir string) (bytes, inodes int64, err error) {
-	names := []string{dir, filepath.Join(dir, "layer.json"), filepath.Join(dir, "marks.json")}
+	names := []string{dir, filepath.Join(dir, "layer.json"), filepath.Join(dir, "marks.json"), filepath.Join(dir, "files")}
 	for _, name := range names {
 		n, err := allocated(name)
 		if errors.Is(err, os.ErrNotExist) {

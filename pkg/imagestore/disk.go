@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -26,7 +27,8 @@ import (
 //	lock                        flock(2) of the process that has the store open
 //	version                     format of what is below
 //	oci-layout, blobs/A/H       content by digest
-//	layers/A/H/{fs,layer.json,marks.json}   the unpacked layer with this diff ID
+//	layers/A/H/{fs,layer.json,marks.json,files}   the unpacked layer with this diff ID, and the manifest of its files
+//	open                        boot ID of the system that has or had the store open; gone after Close
 //	snapshots/KEY/…             writable layers
 //	images.json                 the table of images
 //	ingest/, trash/             what is being made or removed; emptied when the store opens
@@ -44,6 +46,8 @@ type Disk struct {
 	end     context.CancelCauseFunc
 	running sync.WaitGroup
 	closed  sync.Once
+	// checked: no check after an unclean stop is due.
+	checked atomic.Bool
 
 	pulls  flights[*Image]
 	layerF flights[struct{}]
@@ -54,12 +58,14 @@ type Disk struct {
 	commit, rename sync.Mutex
 
 	// mu guards the maps below and is held for memory only.
-	mu        sync.RWMutex
-	images    map[digest.Digest]*record
-	names     map[string]digest.Digest
-	layers    map[digest.Digest]*layer
-	blobs     map[digest.Digest]blobFile
-	held      map[digest.Digest]int
+	mu     sync.RWMutex
+	images map[digest.Digest]*record
+	names  map[string]digest.Digest
+	layers map[digest.Digest]*layer
+	blobs  map[digest.Digest]blobFile
+	held   map[digest.Digest]int
+	// damaged are layers that a check found so: the next pull, or Repair, replaces them.
+	damaged   map[digest.Digest]bool
 	snapshots map[string]*snapshotRecord
 	usage     Usage
 }
@@ -85,6 +91,7 @@ func Open(cfg Config) (*Disk, error) {
 		layers:    map[digest.Digest]*layer{},
 		blobs:     map[digest.Digest]blobFile{},
 		held:      map[digest.Digest]int{},
+		damaged:   map[digest.Digest]bool{},
 		snapshots: map[string]*snapshotRecord{},
 	}
 	s.life, s.end = context.WithCancelCause(context.Background())
@@ -125,7 +132,10 @@ func (s *Disk) openRoot() error {
 		return err
 	}
 	s.client = registry.New(s.cfg.Registry)
-	return s.load()
+	if err := s.load(); err != nil {
+		return err
+	}
+	return s.begin()
 }
 
 // takeLock refuses a second user of the root. The lock goes with the process, however it ends.
@@ -174,6 +184,7 @@ func (s *Disk) Close() error {
 		s.end(errClosed)
 		s.running.Wait()
 		s.client.Close()
+		s.markClosed()
 		s.sync.close()
 		s.unlock()
 	})

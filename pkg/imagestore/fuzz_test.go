@@ -1,12 +1,9 @@
 package imagestore
 
 import (
-	"context"
-	"io"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -27,16 +24,6 @@ func FuzzParseName(f *testing.F) {
 			t.Errorf("%q asks for %q of %q", s, object(n), n)
 		}
 	})
-}
-
-type noSource struct{}
-
-func (noSource) Manifest(context.Context, string, int64) (ocispec.Descriptor, []byte, error) {
-	return ocispec.Descriptor{}, nil, errdefs.ErrNotFound
-}
-
-func (noSource) Blob(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
-	return nil, errdefs.ErrNotFound
 }
 
 func FuzzManifest(f *testing.F) {

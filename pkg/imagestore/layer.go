@@ -28,6 +28,8 @@ type layer struct {
 	Plain       bool            `json:"plain,omitempty"`
 	RootImplied bool            `json:"rootImplied,omitempty"`
 	Form        unpack.MarkForm `json:"form"`
+	// Files is the digest of the manifest beside the files, which Verify compares them with.
+	Files digest.Digest `json:"files,omitempty"`
 
 	// frameBytes and frameInodes are those of the directory and records around the files.
 	frameBytes, frameInodes int64
@@ -47,8 +49,8 @@ type blobFile struct{ allocated int64 }
 const maxMarks = 1 << 30
 
 // writeLayer writes the records of a layer unpacked in dir/fs.
-func writeLayer(dir string, id digest.Digest, r unpack.Result) (*layer, error) {
-	l := &layer{small: &atomic.Pointer[unpack.Marks]{}, Version: layerVersion, DiffID: id, Bytes: r.Bytes, Inodes: r.Inodes, Form: r.Marks.Form}
+func writeLayer(dir string, id, files digest.Digest, r unpack.Result) (*layer, error) {
+	l := &layer{small: &atomic.Pointer[unpack.Marks]{}, Version: layerVersion, DiffID: id, Bytes: r.Bytes, Inodes: r.Inodes, Form: r.Marks.Form, Files: files}
 	m := r.Marks
 	l.RootImplied = len(m.Implied) > 0 && m.Implied[0] == "."
 	rest := len(m.Implied)

@@ -45,7 +45,7 @@ func (s *Disk) haveLayer(blob, diffID digest.Digest) bool {
 	defer s.mu.RUnlock()
 	_, unpacked := s.layers[diffID]
 	_, kept := s.blobs[blob]
-	return unpacked && (kept || s.cfg.DiscardUnpackedLayers)
+	return unpacked && !s.damaged[diffID] && (kept || s.cfg.DiscardUnpackedLayers)
 }
 
 // rejecter is a source that has the same content at several places.
@@ -128,7 +128,7 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if res.SkippedDevices > 0 {
 		s.log.Warn("image store: device nodes of a layer left out, for want of the right to make them", "layer", d.Digest, "devices", res.SkippedDevices)
 	}
-	l, err := writeLayer(run.dir, diffID, res)
+	l, err := writeLayer(run.dir, diffID, run.files, res)
 	if err != nil {
 		return local, fmt.Errorf("unpack: %w", err)
 	}
@@ -182,8 +182,9 @@ type pipeline struct {
 	// dir is made and gets the files in dir/fs; keep, if not empty, is made and gets the blob.
 	dir, keep string
 	// wrote hears of bytes that go to the disk about now.
-	wrote  func(n int64)
-	diffID digest.Digest
+	wrote func(n int64)
+	// diffID and files are results: the digests of the tar stream and of the manifest dir/files.
+	diffID, files digest.Digest
 }
 
 func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, error) {
@@ -199,6 +200,13 @@ func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, 
 	if err := unix.Fchmod(root, 0o755); err != nil {
 		return unpack.Result{}, err
 	}
+	manifest, err := os.OpenFile(filepath.Join(p.dir, "files"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return unpack.Result{}, err
+	}
+	defer manifest.Close() // syncfs brings write errors
+	filesSum := sha256.New()
+	opt.Manifest = io.MultiWriter(manifest, filesSum)
 	received, decompressed, checked := newPipe(), newPipe(), newPipe()
 	blob := &pieceReader{from: received}
 	fetched := make(chan error, 1)
@@ -225,7 +233,7 @@ func (p *pipeline) run(ctx context.Context, opt unpack.Options) (unpack.Result, 
 	if err != nil {
 		return res, fmt.Errorf("unpack: %w", err)
 	}
-	p.diffID = digest.NewDigest(digest.SHA256, sum)
+	p.diffID, p.files = digest.NewDigest(digest.SHA256, sum), digest.NewDigest(digest.SHA256, filesSum)
 	return res, nil
 }
 

@@ -67,6 +67,7 @@ func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
 			continue
 		}
 		delete(s.layers, id)
+		delete(s.damaged, id)
 		s.count(-l.Bytes-l.frameBytes, -l.Inodes-l.frameInodes)
 		names = append(names, s.layerPath(id))
 	}
@@ -120,6 +121,16 @@ func (s *Disk) inTable(ids ...digest.Digest) bool {
 			if slices.Contains(sn.Layers, id) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// snapshotsUse reports whether a snapshot relies on the layer. The caller holds mu.
+func (s *Disk) snapshotsUse(id digest.Digest) bool {
+	for _, sn := range s.snapshots {
+		if sn.damaged || slices.Contains(sn.Layers, id) {
+			return true
 		}
 	}
 	return false

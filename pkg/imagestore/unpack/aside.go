@@ -3,6 +3,7 @@ package unpack
 import (
 	"archive/tar"
 	"fmt"
+	"hash/crc32"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +41,7 @@ type workers struct {
 }
 
 // aside reads a file's content and leaves the rest to a worker.
-func (a *applier) aside(fd int, hdr *tar.Header) error {
+func (a *applier) aside(at place, fd int, hdr *tar.Header) error {
 	w := &a.workers
 	if w.queue == nil {
 		w.queue = make(chan []small, asideWorkers)
@@ -61,6 +62,7 @@ func (a *applier) aside(fd int, hdr *tar.Header) error {
 		_ = unix.Close(fd)
 		return err
 	}
+	a.note('f', at.path(), hdr, hdr.Size, crc32.Checksum(data, castagnoli))
 	w.batch = append(w.batch, small{fd, hdr, data})
 	if len(w.batch) == asideBatch {
 		w.queue <- w.batch

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math"
 	"time"
@@ -20,11 +21,13 @@ func (a *applier) rootEntry(hdr *tar.Header) error {
 	}
 	delete(a.implied, ".")
 	a.dirs["."] = dirTimes{explicit: true, times: times(hdr)}
+	a.note('d', ".", hdr, 0, 0)
 	return a.attributes(a.root.fd, hdr)
 }
 
 func (a *applier) directory(at place, hdr *tar.Header, wasWhiteout bool) error {
 	path := at.path()
+	defer a.note('d', path, hdr, 0, 0) // behind what remove says of the path
 	err := unix.Mkdirat(at.fd, at.base, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		fd, operr := a.root.dir(path)
@@ -69,33 +72,33 @@ func (a *applier) regular(at place, hdr *tar.Header, r io.Reader) error {
 	}
 	a.inodes++
 	if hdr.Size > maxAside || sparse(hdr) {
-		err = a.content(fd, hdr, r)
+		err = a.content(at, fd, hdr, r)
 		if cerr := unix.Close(fd); err == nil {
 			err = cerr
 		}
 		return err
 	}
-	return a.aside(fd, hdr)
+	return a.aside(at, fd, hdr)
 }
 
 // content writes what a file holds and describes it.
-func (a *applier) content(fd int, hdr *tar.Header, r io.Reader) error {
-	if !sparse(hdr) {
-		if err := a.in.content(hdr.Size, func(b []byte) error { return writeAll(fd, b) }); err != nil {
-			return err
-		}
-		n, err := a.describe(fd, hdr)
-		a.bytes += n
-		return err
+func (a *applier) content(at place, fd int, hdr *tar.Header, r io.Reader) error {
+	var sum uint32
+	add := func(b []byte) { sum = crc32.Update(sum, castagnoli, b) }
+	var err error
+	if sparse(hdr) {
+		err = a.copy(fd, hdr.Size, r, add)
+	} else {
+		err = a.in.content(hdr.Size, func(b []byte) error {
+			add(b)
+			return writeAll(fd, b)
+		})
 	}
-	n, err := a.copy(fd, r)
 	if err != nil {
 		return err
 	}
-	if n != hdr.Size {
-		return fmt.Errorf("%d bytes instead of %d: %w", n, hdr.Size, errdefs.ErrInvalidArgument)
-	}
-	n, err = a.describe(fd, hdr)
+	a.note('f', at.path(), hdr, hdr.Size, sum)
+	n, err := a.describe(fd, hdr)
 	a.bytes += n
 	return err
 }
@@ -130,27 +133,28 @@ func sparse(hdr *tar.Header) bool {
 
 var zeros [64 << 10]byte
 
-// copy writes r to fd, leaving out blocks of zeros.
-func (a *applier) copy(fd int, r io.Reader) (int64, error) {
+// copy writes the size bytes of r to fd, leaving out blocks of zeros.
+func (a *applier) copy(fd int, size int64, r io.Reader, add func([]byte)) error {
 	var total int64
 	buf := a.buf[:len(zeros)]
 	for {
 		n, err := r.Read(buf)
-		if n > 0 {
-			if bytes.Equal(buf[:n], zeros[:n]) {
-				if _, err := unix.Seek(fd, int64(n), io.SeekCurrent); err != nil {
-					return total, err
-				}
-			} else if err := writeAll(fd, buf[:n]); err != nil {
-				return total, err
+		add(buf[:n])
+		if n > 0 && bytes.Equal(buf[:n], zeros[:n]) {
+			if _, err := unix.Seek(fd, int64(n), io.SeekCurrent); err != nil {
+				return err
 			}
-			total += int64(n)
+		} else if err := writeAll(fd, buf[:n]); err != nil {
+			return err
 		}
-		if err == io.EOF {
-			return total, unix.Ftruncate(fd, total)
-		}
-		if err != nil {
-			return total, fmt.Errorf("read content: %w", err)
+		total += int64(n)
+		switch {
+		case err == io.EOF && total != size:
+			return fmt.Errorf("%d bytes instead of %d: %w", total, size, errdefs.ErrInvalidArgument)
+		case err == io.EOF:
+			return unix.Ftruncate(fd, total)
+		case err != nil:
+			return fmt.Errorf("read content: %w", err)
 		}
 	}
 }
@@ -176,6 +180,7 @@ func (a *applier) symlink(at place, hdr *tar.Header) error {
 	if err := a.create(at, func() error { return unix.Symlinkat(hdr.Linkname, at.fd, at.base) }); err != nil {
 		return err
 	}
+	a.note('s', at.path(), hdr, 0, sumOf(hdr.Linkname))
 	return a.finishNode(at, hdr)
 }
 
@@ -211,7 +216,11 @@ func (a *applier) hardlink(at place, hdr *tar.Header) error {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return fmt.Errorf("hard link to a directory %q: %w", short(target), errdefs.ErrInvalidArgument)
 	}
-	return a.create(at, func() error { return unix.Linkat(from.fd, base, at.fd, at.base, 0) })
+	if err := a.create(at, func() error { return unix.Linkat(from.fd, base, at.fd, at.base, 0) }); err != nil {
+		return err
+	}
+	a.note('h', at.path(), hdr, 0, sumOf(full))
+	return nil
 }
 
 // linkBelow notes a hard link to a file of a lower layer; the name is free until the image is put together.
@@ -253,6 +262,7 @@ func (a *applier) node(at place, hdr *tar.Header) error {
 	if err := unix.Fchmodat(at.fd, at.base, mode&0o7777, 0); err != nil { // no symbolic link: we just made it
 		return fmt.Errorf("set mode: %w", err)
 	}
+	a.note('n', at.path(), hdr, 0, 0)
 	return a.finishNode(at, hdr)
 }
 

@@ -14,6 +14,9 @@ func (a *applier) finish() (Result, error) {
 		return Result{}, err
 	}
 	a.bytes += n
+	if err := a.manifest.flush(); err != nil {
+		return Result{}, fmt.Errorf("manifest: %w", err)
+	}
 	if _, ok := a.dirs["."]; !ok {
 		a.dirs["."] = dirTimes{}
 	}

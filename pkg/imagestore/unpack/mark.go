@@ -155,6 +155,7 @@ func (a *applier) remove(at place) error {
 	if err != nil {
 		return err
 	}
+	a.manifest.add('x', at.path(), 0, 0, 0, 0, 0)
 	a.recount = true
 	return nil
 }

@@ -179,6 +179,7 @@ func (a *applier) imply(in dirAt, base string) (dirAt, error) {
 		return dirAt{}, fmt.Errorf("make %q: %w", at.path(), err)
 	}
 	path := at.path()
+	a.manifest.add('d', path, 0o755, -1, -1, 0, 0) // the owner is whatever it got
 	a.implied[path] = struct{}{}
 	a.dirs[path] = dirTimes{}
 	fd, err := a.root.dir(path)

@@ -59,6 +59,8 @@ type Options struct {
 	SkipDevices bool
 	// SkipOwner leaves all files to the caller's user (no CAP_CHOWN).
 	SkipOwner bool
+	// Manifest, if not nil, gets what Check needs. The caller flushes and closes it.
+	Manifest io.Writer
 }
 
 // Link is a hard link whose target the layer doesn't hold: it lies in a layer below.
@@ -92,6 +94,7 @@ type Result struct {
 func Apply(ctx context.Context, r io.Reader, dir int, opt Options) (Result, error) {
 	a := &applier{
 		opt:       opt,
+		manifest:  newManifest(opt.Manifest),
 		root:      tree{fd: dir},
 		whiteouts: map[string]struct{}{},
 		opaques:   map[string]struct{}{},
@@ -133,9 +136,10 @@ type applier struct {
 	opt Options
 	in  *stream
 	// workers are waited for before Apply returns.
-	workers workers
-	root    tree
-	buf     []byte
+	workers  workers
+	root     tree
+	manifest *manifest
+	buf      []byte
 
 	whiteouts, opaques, implied map[string]struct{}
 	links                       []Link

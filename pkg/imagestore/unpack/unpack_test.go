@@ -65,7 +65,16 @@ func apply(t testing.TB, b []byte, opt unpack.Options) (string, unpack.Result, e
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+	var manifest bytes.Buffer
+	opt.Manifest = &manifest
 	res, err := unpack.Apply(t.Context(), bytes.NewReader(b), fd, opt)
+	if err == nil { // whatever was unpacked, its manifest describes it
+		if err := unpack.Check(t.Context(), fd, &manifest, res.Marks, true, func(p unpack.Path, what string) {
+			t.Errorf("check: %q: %s", p, what)
+		}); err != nil {
+			t.Error(err)
+		}
+	}
 	if names, _ := os.ReadDir(filepath.Join(base, "jail")); len(names) != 1 {
 		t.Errorf("something was made outside: %v", names)
 	}
