@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// growth is how long pods take to start when there are so many.
+type growth struct {
+	Pods int     `json:"pods"` // the last of those counted
+	P50  float64 `json:"p50"`
+	P95  float64 `json:"p95"`
+	N    int     `json:"n"`
+}
+
+// memory is what pods cost, KiB.
+type memory struct {
+	Pods   int     `json:"pods"`
+	PerPod float64 `json:"processes_per_pod"`     // Pss of processes there are because of pods, without their own programs
+	Daemon float64 `json:"daemon"`                // Pss of what there is once per node
+	Growth float64 `json:"daemon_growth_per_pod"` // since there were no pods
+	Kernel float64 `json:"kernel_per_pod"`        // charged to the pods' cgroup; negative: not told
+}
+
+const window = 20 // pods whose start is averaged
+
+// grow starts pods and leaves them; memory is measured as they get more.
+func grow(ctx context.Context, d *daemon, s size, r *result) error {
+	marks := s.Grow
+	if d.slow {
+		marks = s.GrowPeers
+	}
+	settle(ctx)
+	none := d.measureMemory(0, 0)
+	var all samples
+	for _, mark := range marks {
+		for len(all.Values) < mark {
+			_, err := d.begin(ctx, d.next(), limits{}, func(call string, took time.Duration) {
+				if call == podStart {
+					all.add(ms(took))
+				}
+			})
+			if err != nil {
+				return fmt.Errorf("pod %d: %w", len(all.Values)+1, err)
+			}
+			if n := len(all.Values); n == window && mark > window || n == mark {
+				last := samples{Values: all.Values[max(0, n-window):]}
+				r.Growth = append(r.Growth, growth{Pods: n, P50: last.at(50), P95: last.at(95), N: len(last.Values)})
+			}
+		}
+		settle(ctx)
+		r.Memory = append(r.Memory, d.measureMemory(mark, none.Daemon))
+	}
+	return nil
+}
+
+// settle gives daemons the time to collect garbage and to look at their pods.
+func settle(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(2 * time.Second):
+	}
+}
+
+// measureMemory tells the processes apart: the daemon and its monitor; the pods' own programs, which are sh and sleep; the rest
+// is there because of pods.
+func (d *daemon) measureMemory(pods int, before float64) memory {
+	m := memory{Pods: pods, Kernel: d.group.kernelMemory() / float64(max(1, pods))}
+	for _, pid := range d.group.members() {
+		switch name := comm(pid); {
+		case pid == d.pid() || d.monitor != "" && name == d.monitor:
+			m.Daemon += pss(pid)
+		case name == "sh" || name == "sleep":
+		default:
+			m.PerPod += pss(pid)
+		}
+	}
+	m.PerPod /= float64(max(1, pods))
+	m.Growth = (m.Daemon - before) / float64(max(1, pods))
+	return m
+}
+
+// lists is how long the calls that kubelet makes again and again take.
+type lists struct {
+	Containers int                 `json:"containers"`
+	Calls      map[string]*samples `json:"calls"`
+}
+
+// listing makes pods of ten containers and lists them.
+func listing(ctx context.Context, d *daemon, s size, r *result) error {
+	marks := s.Lists
+	if d.slow {
+		marks = s.ListsPeers
+	}
+	const each10 = 10
+	have := 0
+	for _, mark := range marks {
+		n := (mark - have) / each10
+		first := d.pods
+		d.pods += n
+		err := each(n, 4, func(i int) error {
+			p, err := d.sandbox(ctx, first+i+1, nil)
+			for c := 0; c < each10 && err == nil; c++ {
+				_, err = d.add(ctx, p, fmt.Sprintf("c%d", c), limits{cmd: []string{"sleep", "100000"}}, nil)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		have += n * each10
+		settle(ctx)
+		l := lists{Containers: have}
+		if err := d.listAll(ctx, have, &l); err != nil {
+			return err
+		}
+		r.Lists = append(r.Lists, l)
+	}
+	return nil
+}
+
+func (d *daemon) listAll(ctx context.Context, want int, l *lists) error {
+	m := meter(func(call string, took time.Duration) { record(&l.Calls, call, ms(took)) })
+	short := func(n, want int, err error) error {
+		if err == nil && n != want {
+			err = fmt.Errorf("%d of %d listed", n, want)
+		}
+		return err
+	}
+	for i := range 200 {
+		errs := []error{
+			m.do("ListContainers", func() error {
+				x, err := d.rt.ListContainers(ctx, &cri.ListContainersRequest{})
+				return short(len(x.GetContainers()), want, err)
+			}),
+			m.do("ListPodSandbox", func() error {
+				_, err := d.rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+				return err
+			})}
+		if i < 20 {
+			errs = append(errs, m.do("ListContainerStats", func() error {
+				x, err := d.rt.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
+				return short(len(x.GetStats()), want, err)
+			}), m.do("ListPodSandboxStats", func() error {
+				_, err := d.rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
+				return err
+			}))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func parent() string { return fmt.Sprintf("/cri-bench-%d", os.Getpid()) }

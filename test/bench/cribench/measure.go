@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/seed-9a14075a/cri-server/test/testnode"
+)
+
+// phase measures one thing of a running runtime.
+type phase struct {
+	name  string
+	every bool // in every pass, not only in the first
+	run   func(ctx context.Context, d *daemon, s size, r *result) error
+}
+
+var phases = []phase{
+	{"latency", true, latency},
+	{"limit", true, limited},
+	{"parallel", true, parallelism},
+	{"grow", false, grow},
+	{"lists", false, listing},
+	{"probes", false, probing},
+	{"logs", false, logging},
+	{"restart", false, restarting},
+	{"syscalls", false, syscalls},
+}
+
+func measure(ctx context.Context, o options) (*results, error) {
+	// The subreaper above sees orphans; crun refuses a hybrid cgroup layout.
+	if err := testnode.HideUnified(); err != nil {
+		return nil, err
+	}
+	list, err := chosen(o)
+	if err != nil {
+		return nil, err
+	}
+	s, err := serve(o)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	r := &results{Time: time.Now(), Command: o.command, Quick: o.quick, Size: o.size, Machine: machine(o.dir)}
+	r.Load[0] = load()
+	var daemons []*daemon
+	for i, t := range list {
+		d, err := newDaemon(o, t, i)
+		if err != nil {
+			return nil, err
+		}
+		daemons = append(daemons, d)
+		x := r.target(t.name)
+		x.Version, x.Network, x.Sync = t.version(o), t.network, t.sync
+	}
+	for pass := range o.size.Passes {
+		if slices.Contains(o.phases, "floor") {
+			if err := r.measureFloor(ctx, o); err != nil {
+				return nil, err
+			}
+		}
+		for i := range daemons {
+			d := daemons[(i+pass)%len(daemons)]
+			if err := turn(ctx, o, d, pass, r.target(d.name)); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+			if ctx.Err() != nil {
+				break
+			}
+		}
+	}
+	r.Load[1], r.Took = load(), time.Since(r.Time).Round(time.Second).Seconds()
+	var errs []error
+	for _, d := range daemons {
+		errs = append(errs, d.group.remove())
+	}
+	errs = append(errs, (&group{path: parent()}).remove())
+	for _, t := range r.Targets {
+		for _, e := range t.Errors {
+			errs = append(errs, fmt.Errorf("%s: %s", t.Target, e))
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// turn is one runtime's turn in a pass: it is started, measured, stopped. What fails is noted in r.
+func turn(ctx context.Context, o options, d *daemon, pass int, r *result) error {
+	begin := time.Now()
+	fmt.Fprintf(os.Stderr, "pass %d: %s (load %s) ", pass+1, d.name, load())
+	note := func(what string, err error) {
+		if err != nil && ctx.Err() == nil {
+			r.Errors = append(r.Errors, fmt.Sprintf("pass %d: %s: %v", pass+1, what, err))
+			fmt.Fprintf(os.Stderr, "%s: %s: %v\n", d.name, what, err)
+		}
+	}
+	_, err := d.start(ctx)
+	if err == nil {
+		err = d.warm(ctx)
+	}
+	note("start", err)
+	for _, p := range phases {
+		if err != nil || ctx.Err() != nil || pass > 0 && !p.every || !slices.Contains(o.phases, p.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%s ", p.name)
+		note(p.name, p.run(ctx, d, o.size, r))
+		if cerr := d.clean(ctx); cerr != nil {
+			note(p.name, cerr)
+			break
+		}
+	}
+	note("stop", d.stop(ctx))
+	fmt.Fprintf(os.Stderr, "%.0f s\n", time.Since(begin).Seconds())
+	return ctx.Err()
+}

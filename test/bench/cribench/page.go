@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// page writes what people read: how it was measured, pictures, tables.
+func page(name, dir string, r *results) error {
+	var s strings.Builder
+	kind := "full"
+	if r.Quick {
+		kind = "quick"
+	}
+	fmt.Fprintf(&s, "# Benchmarks\n\n<!-- Written by test/bench/cribench from results.json; run `make bench` to write it anew. -->\n\n")
+	fmt.Fprintf(&s, "cri-server beside containerd and CRI-O, through the CRI, on one machine: a %s run of %s, `%s`.\n\n", kind, r.Time.UTC().Format("2006-01-02"), r.Command)
+	var m []string
+	for _, k := range slices.Sorted(maps.Keys(r.Machine)) {
+		m = append(m, k+" "+r.Machine[k])
+	}
+	fmt.Fprintf(&s, "- Machine: %s; load average %s before, %s after. Other work on the machine is in these figures: trust ratios and CPU more than times.\n", strings.Join(m, ", "), r.Load[0], r.Load[1])
+	fmt.Fprintf(&s, "- %d passes in which the runtimes take turns, each alone and freshly started: %d pods one after the other per pass, %d per worker in parallel.\n", r.Size.Passes, r.Size.Cycles, r.Size.PerWorker)
+	s.WriteString("- The same image (busybox), registry, CNI configuration and plugins, RuntimeDefault seccomp, cgroupfs for all. A pod has one container that waits.\n" +
+		"- CPU is what the runtime, all it started and the pod used, counted by the kernel for a cgroup around them. What kernel threads do later, such as tearing down namespaces, is not in it.\n" +
+		"- The floor is a bare C program that makes the same namespaces, mounts and cgroups and executes the same programs, without network, seccomp, log, records and RPC (test/bench/floor).\n\n")
+	s.WriteString("| | version | pod network | on disk when a call returns |\n|---|---|---|---|\n")
+	for _, t := range r.Targets {
+		fmt.Fprintf(&s, "| %s | %s | %s | %s |\n", t.Target, t.Version, t.Network, t.Sync)
+	}
+	for _, p := range pictures {
+		file := filepath.Join(dir, p.file)
+		if _, err := os.Stat(file); err != nil {
+			continue
+		}
+		rel, err := filepath.Rel(filepath.Dir(name), file)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&s, "\n![%s](%s)\n", p.title, rel)
+	}
+	for _, g := range grids(r) {
+		fmt.Fprintf(&s, "\n## %s\n\n| | |", g.title)
+		for _, t := range r.Targets {
+			fmt.Fprintf(&s, " %s |", t.Target)
+		}
+		s.WriteString("\n|---|---|" + strings.Repeat("--:|", len(r.Targets)) + "\n")
+		for _, x := range g.rows {
+			fmt.Fprintf(&s, "| %s | %s | %s |\n", x.name, x.unit, strings.Join(x.values, " | "))
+		}
+	}
+	if f := r.Floor; f != nil {
+		fmt.Fprintf(&s, "\nThe floor: pod start %s ms (p50 / p95 / p99), CPU %s ms, end %s ms.\n", three(&f.Start), figure(f.CPU.mean()), three(&f.End))
+	}
+	failed := ""
+	for _, t := range r.Targets {
+		for _, e := range t.Errors {
+			failed += fmt.Sprintf("- %s: %s\n", t.Target, strings.ReplaceAll(e, "\n", " "))
+		}
+	}
+	if failed != "" {
+		s.WriteString("\nWhat failed:\n\n" + failed)
+	}
+	return os.WriteFile(name, []byte(s.String()), 0o644)
+}
