@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
 // recordVersion is raised when a reader of the old form would misread the new one; added fields don't raise it.
@@ -37,6 +38,7 @@ type record struct {
 	Rootfs        rootfs.Rootfs      `json:"rootfs"`
 	StopSignal    int                `json:"stop_signal,omitempty"`
 	Process       *specs.Process     `json:"process,omitempty"`
+	EnvBytes      monitor.EnvBytes   `json:"env_bytes,omitempty"` // of Process, where it is not UTF-8
 	Filter        string             `json:"filter,omitempty"`
 	Timeline      operation.Timeline `json:"timeline,omitzero"`
 	StartTimeline operation.Timeline `json:"start_timeline,omitzero"`
@@ -56,11 +58,12 @@ func (c *Containers) save(ctr *Container) error {
 			return fmt.Errorf("record of container %s: %w", ctr.ID, err)
 		}
 	}
+	process, env := monitor.SplitEnv(ctr.Process)
 	err = c.records.Put(ctr.ID, record{
 		SandboxID: ctr.SandboxID, Config: config, Resources: resources, Handler: ctr.Handler, ImageID: ctr.ImageID,
 		LogDir: ctr.LogDir, LogPath: ctr.LogPath, State: ctr.State, CreatedAt: ctr.CreatedAt, StartedAt: ctr.StartedAt,
 		FinishedAt: ctr.FinishedAt, ExitCode: ctr.ExitCode, Reason: ctr.Reason, Message: ctr.Message, Pid: ctr.Pid,
-		CgroupPath: ctr.CgroupPath, Rootfs: ctr.Rootfs, StopSignal: int(ctr.StopSignal), Process: ctr.Process,
+		CgroupPath: ctr.CgroupPath, Rootfs: ctr.Rootfs, StopSignal: int(ctr.StopSignal), Process: process, EnvBytes: env,
 		Filter: ctr.Filter, Timeline: ctr.Timeline, StartTimeline: ctr.StartTimeline,
 	})
 	if err != nil {
@@ -77,6 +80,7 @@ func fromRecord(id string, r *record) (*Container, error) {
 		CgroupPath: r.CgroupPath, Rootfs: r.Rootfs, StopSignal: unix.Signal(r.StopSignal), Process: r.Process,
 		Filter: r.Filter, Timeline: r.Timeline, StartTimeline: r.StartTimeline,
 	}
+	r.EnvBytes.Restore(ctr.Process)
 	if err := proto.Unmarshal(r.Config, ctr.Config); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
