@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// entry is an error or warning in kubelet's log, in klog's format.
+var entry = regexp.MustCompile(`^([EW]\d{4} [0-9:.]+) +\d+ ([\w.-]+:\d+)\] (.*)$`)
+
+// accepted are complaints that are not about cri-server, each with its reason.
+var accepted = []struct {
+	pattern *regexp.Regexp
+	reason  string
+}{}
+
+// complaints lists the errors and warnings in kubelet's logs that nothing explains. While kubelet or cri-server were away, the
+// one may miss the other.
+func complaints(r *run) error {
+	logs, err := filepath.Glob(filepath.Join(r.Dir, "kubelet-*.log"))
+	if err != nil {
+		return err
+	}
+	counts, examples := map[string]int{}, map[string]string{}
+	for _, file := range logs {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		lines := bufio.NewScanner(f)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			m := entry.FindStringSubmatch(lines.Text())
+			if m == nil || r.explained(m[1], m[3]) {
+				continue
+			}
+			message, _, _ := strings.Cut(m[3], `" `)
+			key := m[2] + " " + message
+			counts[key]++
+			examples[key] = m[3]
+		}
+		if err := lines.Err(); err != nil {
+			return err
+		}
+	}
+	if len(counts) == 0 {
+		return nil
+	}
+	var list []string
+	for key, n := range counts {
+		list = append(list, fmt.Sprintf("%d× %s: %.600s", n, strings.Fields(key)[0], examples[key]))
+	}
+	slices.Sort(list)
+	return fmt.Errorf("%d kinds:\n\t%s", len(list), strings.Join(list, "\n\t"))
+}
+
+func (r *run) explained(stamp, message string) bool {
+	for _, a := range accepted {
+		if a.pattern.MatchString(message) {
+			return true
+		}
+	}
+	at, err := time.ParseInLocation("20060102 15:04:05.000000", time.Now().Format("2006")+stamp[1:], time.Local)
+	if err != nil {
+		return false
+	}
+	for _, w := range r.away {
+		if !at.Before(w[0]) && at.Before(w[1]) {
+			return true
+		}
+	}
+	return false
+}

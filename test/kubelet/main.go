@@ -1,0 +1,169 @@
+// Command kubelet-test runs a real kubelet, standalone with static pods, above cri-server on a test node of its own, and
+// says for each behaviour that Kubernetes promises of a pod whether it holds and how long after kubelet's start:
+//
+//	kubelet-test -kubelet BINARY [-driver systemd|cgroupfs] [-run REGEXP] [-keep DIR]
+//
+// The node (package testnode) has its own mounts and network, and with -driver cgroupfs a cgroup of its own as kubelet's
+// cgroupRoot, so that it runs on any machine; with -driver systemd kubelet makes kubepods.slice, so that pid 1 must be
+// the systemd of a machine that is there for tests, such as the one of hack/node. The settings of the whole machine that
+// a kubelet writes are private files. The pods are in pods/; the binary is built from the module in kubelet/.
+//
+// Not covered, since kubelet refuses it for static pods or needs an API server for it: in-place resize, ephemeral
+// containers, config maps and secrets, eviction of pods.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/seed-9a14075a/cri-server/test/testnode"
+)
+
+func main() {
+	binary := flag.String("kubelet", ".cache/kubelet", "the kubelet `binary`")
+	driver := flag.String("driver", "cgroupfs", "cgroup `driver` of cri-server; kubelet follows it")
+	only := flag.String("run", "", "check only behaviours that match this `regexp`")
+	keep := flag.String("keep", "", "keep the logs of kubelet and cri-server in this `directory`")
+	flag.Parse()
+	if err := testnode.Isolate(nil); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	failed, err := test(ctx, *binary, *driver, *only, *keep)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kubelet-test:", err)
+	}
+	if err != nil || failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// run is one kubelet on one node, and what was found out about it.
+type run struct {
+	*ground
+	*kubelet
+	ctx  context.Context
+	only *regexp.Regexp
+	away [][2]time.Time // when kubelet or cri-server was
+
+	mu             sync.Mutex
+	passed, failed int
+}
+
+// behaviour is something that is promised. check returns nil when it holds, and else what was seen instead.
+type behaviour struct {
+	name  string
+	check func(*run) error
+}
+
+func test(ctx context.Context, binary, driver, only, keep string) (failed int, err error) {
+	match, err := regexp.Compile(only)
+	if err != nil {
+		return 0, err
+	}
+	binary, err = filepath.Abs(binary)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := os.Stat(binary); err != nil {
+		return 0, fmt.Errorf("no kubelet (make test-kubelet builds it): %w", err)
+	}
+	g, err := newGround(ctx, driver)
+	if err != nil {
+		return 0, err
+	}
+	r := &run{ground: g, kubelet: newKubelet(binary, g), ctx: ctx, only: match}
+	defer func() {
+		// An interrupted run has to end its pods too.
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+		defer cancel()
+		err = errors.Join(err, r.kubelet.end(), r.ground.end(clean, keep))
+	}()
+	if err := r.all(); err != nil {
+		return r.failed, err
+	}
+	fmt.Printf("%d passed, %d failed (kubelet %s, %s driver)\n", r.passed, r.failed, r.version(), driver)
+	return r.failed, ctx.Err()
+}
+
+// all checks the behaviours in the order in which one kubelet's life shows them.
+func (r *run) all() error {
+	if err := r.place("web"); err != nil {
+		return err
+	}
+	if err := r.kubelet.start(r.ctx); err != nil {
+		return err
+	}
+	r.each([]behaviour{{"first pod Ready after kubelet's start", firstReady}})
+	if err := r.place("gates", "crash", "unhealthy", "chatty", "messages", "order", "volumes", "hostnet", "limits", "graceful",
+		"stubborn", "secure", "userns", "shared"); err != nil {
+		return err
+	}
+	r.together(inPods)
+	r.each(restarts)
+	r.each(afterwards)
+	return r.ctx.Err()
+}
+
+// each checks behaviours one after another.
+func (r *run) each(list []behaviour) {
+	for _, b := range list {
+		r.one(b)
+	}
+}
+
+// together checks behaviours of different pods at the same time.
+func (r *run) together(list []behaviour) {
+	var wg sync.WaitGroup
+	for _, b := range list {
+		wg.Go(func() { r.one(b) })
+	}
+	wg.Wait()
+}
+
+func (r *run) one(b behaviour) {
+	if !r.only.MatchString(b.name) || r.ctx.Err() != nil {
+		return
+	}
+	began := time.Now()
+	err := b.check(r)
+	took := time.Since(began).Seconds()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.failed++
+		fmt.Printf("FAIL %6.1f s  %s: %v\n", took, b.name, err)
+		return
+	}
+	r.passed++
+	fmt.Printf("PASS %6.1f s  %s\n", took, b.name)
+}
+
+// until tries check until it returns nil; after the limit its last error is the result.
+func (r *run) until(limit time.Duration, check func() error) error {
+	for deadline := time.Now().Add(limit); ; {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not within %v: %w", limit, err)
+		}
+		select {
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		case <-time.After(200 * time.Millisecond): // kubelet's API has nothing to wait on
+		}
+	}
+}
