@@ -243,3 +243,36 @@ func TestKillWithoutUnified(t *testing.T) {
 		t.Errorf("second start: %v", err)
 	}
 }
+
+// TestKillForks kills what forks all the time: what is missed in one round is found in the next.
+func TestKillForks(t *testing.T) {
+	b := newBed(t)
+	cg := testCgroup(t, "forks")
+	if cg.V1["freezer"] == "" {
+		t.Skip("no freezer hierarchy")
+	}
+	cg.Unified = ""
+	spec := newSpec("/bin/sh", "-c", "f() { while :; do sleep 0.01 & wait; done; }; for i in 1 2 3 4 5 6 7 8; do f & done; echo up; wait")
+	spec.Linux.Namespaces = spec.Linux.Namespaces[1:] // the host's pid namespace: no init takes the others along
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c := b.config(t, spec)
+	c.Cgroup, c.Stdout = cg, w
+	ct := b.create(t, c)
+	if err := ct.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, err := io.ReadFull(r, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ct.Kill(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(r); err != nil { // until the last of them has gone
+		t.Fatal(err)
+	}
+}

@@ -16,8 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killRounds bounds how often a v1 cgroup is searched for processes that were forked meanwhile, where it can't be frozen.
-const killRounds = 100
+const (
+	// killRounds bounds how often a v1 cgroup is searched for processes that were forked meanwhile.
+	killRounds = 100
+	// calmRounds is how many of them go without freezing.
+	calmRounds = 5
+)
 
 // Kill implements engine.Container.
 func (c *container) Kill(ctx context.Context) error {
@@ -60,23 +64,30 @@ func (c *container) killCgroup(ctx context.Context) error {
 	return nil
 }
 
-// killTree kills all processes of a cgroup and of those below it. Where the cgroup can be frozen nothing forks while it
-// is searched; the signals take effect when it thaws.
-func killTree(ctx context.Context, dir, freezer, freeze, thaw string) (err error) {
-	for range killRounds {
-		if freezer != "" {
+// killTree kills all processes of a cgroup and of those below it; it does not wait until they are gone. A process with a
+// SIGKILL pending can't fork any more (copy_process in the kernel's fork.c), so nobody is left out as soon as a round
+// finds only processes that the round before has signalled. What forks faster than that is frozen while it is searched;
+// not from the first, since what is frozen again and again has no time to die.
+func killTree(ctx context.Context, dir, freezer, freeze, thaw string) error {
+	var before map[int]bool
+	for round := range killRounds {
+		if freezer != "" && round >= calmRounds {
 			if err := write(freezer, freeze); err != nil {
 				return ignoreGone(err)
 			}
 		}
-		n, err := killOnce(dir)
-		if freezer != "" {
+		found, signalled, err := killOnce(dir)
+		if freezer != "" { // also what somebody else has frozen can't die
 			if err := write(freezer, thaw); err != nil {
 				return ignoreGone(err)
 			}
 		}
-		if err != nil || n == 0 {
+		if err != nil || subset(found, before) {
 			return err
+		}
+		before = signalled
+		if round < calmRounds {
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -84,11 +95,21 @@ func killTree(ctx context.Context, dir, freezer, freeze, thaw string) (err error
 		case <-time.After(time.Millisecond): // let those killed go
 		}
 	}
-	return fmt.Errorf("cgroup %s: processes are left after %d rounds", dir, killRounds)
+	return fmt.Errorf("cgroup %s: new processes are there after %d rounds of killing", dir, killRounds)
 }
 
-// killOnce sends SIGKILL to every process in dir and below, and returns how many there were.
-func killOnce(dir string) (n int, err error) {
+func subset(of, all map[int]bool) bool {
+	for pid := range of {
+		if !all[pid] {
+			return false
+		}
+	}
+	return true
+}
+
+// killOnce sends SIGKILL to every process in dir and below, and returns which there were, and which of them got it.
+func killOnce(dir string) (found, signalled map[int]bool, err error) {
+	found, signalled = map[int]bool{}, map[int]bool{}
 	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return ignoreGone(err)
@@ -98,15 +119,17 @@ func killOnce(dir string) (n int, err error) {
 			return ignoreGone(err)
 		}
 		pids := pidList(b)
-		n += len(pids)
+		for _, pid := range pids {
+			found[pid] = true
+		}
 		for chunk := range slices.Chunk(pids, 256) { // bounds the open pidfds
-			if err := killIn(p, chunk); err != nil {
+			if err := killIn(p, chunk, signalled); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	return n, err
+	return found, signalled, err
 }
 
 // pidList parses cgroup.procs. 0 stands for a process of a pid namespace that this process can't see.
@@ -121,8 +144,8 @@ func pidList(b []byte) []int {
 }
 
 // killIn kills those of pids that are still in the cgroup once there are pidfds of them, and so never a process that
-// has got one of the pids since.
-func killIn(dir string, pids []int) error {
+// has got one of the pids since; it adds them to signalled.
+func killIn(dir string, pids []int, signalled map[int]bool) error {
 	fds := map[int]int{}
 	defer func() {
 		for _, fd := range fds {
@@ -146,6 +169,7 @@ func killIn(dir string, pids []int) error {
 			if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
+			signalled[pid] = true
 		}
 	}
 	return nil
