@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-9a14075a/cri-server/test/testnode"
 )
 
@@ -31,10 +33,6 @@ var phases = []phase{
 }
 
 func measure(ctx context.Context, o options) (*results, error) {
-	// The subreaper above sees orphans; crun refuses a hybrid cgroup layout.
-	if err := testnode.HideUnified(); err != nil {
-		return nil, err
-	}
 	list, err := chosen(o)
 	if err != nil {
 		return nil, err
@@ -96,7 +94,11 @@ func turn(ctx context.Context, o options, d *daemon, pass int, r *result) error 
 			fmt.Fprintf(os.Stderr, "%s: %s: %v\n", d.name, what, err)
 		}
 	}
-	_, err := d.start(ctx)
+	show, err := hideUnified(d.target)
+	defer show()
+	if err == nil {
+		_, err = d.start(ctx)
+	}
 	if err == nil {
 		err = d.warm(ctx)
 	}
@@ -115,4 +117,19 @@ func turn(ctx context.Context, o options, d *daemon, pass int, r *result) error 
 	note("stop", d.stop(ctx))
 	fmt.Fprintf(os.Stderr, "%.0f s\n", time.Since(begin).Seconds())
 	return ctx.Err()
+}
+
+// hideUnified unmounts the cgroup2 of a hybrid layout for crun, which refuses it before 1.9, until show is called.
+func hideUnified(t target) (show func(), err error) {
+	const dir = "/sys/fs/cgroup/unified"
+	var st unix.Statfs_t
+	if t.handler != "crun" || unix.Statfs(dir, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return func() {}, nil
+	}
+	return func() {
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		if err := unix.Mount("cgroup2", dir, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			fmt.Fprintln(os.Stderr, "cribench: show", dir, "again:", err)
+		}
+	}, testnode.HideUnified()
 }
