@@ -75,6 +75,17 @@ type Store interface {
 	// Export writes an OCI archive (with docker's manifest.json beside it) of the named images.
 	Export(ctx context.Context, w io.Writer, refs ...string) error
 
+	// Push uploads the image named by a tag to that name's registry. ErrFailedPrecondition where its blobs were discarded.
+	Push(ctx context.Context, ref string, auth *Auth) error
+	// Verify compares what the store holds, or what the named images need, with digests and manifests; quick reads no
+	// content. Repair also makes damaged things whole, from good blobs or by pulling; images that it can't are dropped.
+	Verify(ctx context.Context, quick bool, refs ...string) (*Report, error)
+	Repair(ctx context.Context, quick bool, refs ...string) (*Report, error)
+	// Prune removes images without a tag, or with all any, that no snapshot uses and that are not pinned.
+	Prune(ctx context.Context, all bool) (Pruned, error)
+	// DiskUsage tells what each image takes, from memory.
+	DiskUsage() []ImageUsage
+
 	// Snapshot makes the writable layer `key` (a container id) of an image and returns the root file system to mount.
 	// Idempotent for the same key and image. The image can't be lost while snapshots of it exist.
 	Snapshot(ctx context.Context, key, imageID string) (rootfs.Rootfs, error)

@@ -26,12 +26,17 @@ func (s *Disk) layer(ctx context.Context, src source, d ocispec.Descriptor, diff
 	var err error
 	for range tries {
 		if s.haveLayer(d.Digest, diffID) {
+			progressOf(ctx).layer(d.Digest, d.Size, func(l *LayerProgress) { l.Present, l.Done = !l.Done && l.Received == 0, true })
 			return nil
 		}
 		var joined bool
+		progressOf(ctx).layer(d.Digest, d.Size, func(*LayerProgress) {})
 		_, joined, err = s.layerF.do(ctx, s.life, &s.running, string(d.Digest)+" "+string(diffID), func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, s.bringLayer(ctx, src, d, diffID)
 		})
+		if err == nil {
+			progressOf(ctx).layer(d.Digest, d.Size, func(l *LayerProgress) { l.Done, l.Received = true, l.Size })
+		}
 		if err == nil || !joined || ctx.Err() != nil {
 			return err
 		}
@@ -118,6 +123,9 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 			run.keep = blob
 		}
 	}
+	seen := progressOf(ctx)
+	seen.layer(d.Digest, d.Size, func(l *LayerProgress) { l.Received = 0 })
+	run.received = func(n int64) { seen.layer(d.Digest, d.Size, func(l *LayerProgress) { l.Received += n }) }
 	res, err := run.run(ctx, s.unpackOptions())
 	if err != nil {
 		return local, err
@@ -183,6 +191,8 @@ type pipeline struct {
 	dir, keep string
 	// wrote hears of bytes that go to the disk about now.
 	wrote func(n int64)
+	// received hears of bytes of the blob.
+	received func(n int64)
 	// diffID and files are results: the digests of the tar stream and of the manifest dir/files.
 	diffID, files digest.Digest
 }
@@ -279,6 +289,7 @@ func (p *pipeline) receive(out *pipe) (err error) {
 			return err
 		}
 		left -= int64(n)
+		p.received(int64(n))
 		sum.Write(b[:n])
 		if keep != nil {
 			if _, err := keep.Write(b[:n]); err != nil {

@@ -75,11 +75,25 @@ func (h *hop) get(ctx context.Context, kind, ref string, header http.Header) (*h
 }
 
 func (h *hop) authorized(ctx context.Context, u *url.URL, header http.Header) (*http.Response, error) {
+	return h.do(ctx, call{method: http.MethodGet, url: u, header: header})
+}
+
+// call is one request; body, if not nil, is opened for each attempt.
+type call struct {
+	method string
+	url    *url.URL
+	header http.Header
+	body   func() (io.ReadCloser, error)
+	size   int64
+}
+
+// do sends a call, and once more with an answer to the host's challenge.
+func (h *hop) do(ctx context.Context, c call) (*http.Response, error) {
 	h.mu.Lock()
 	token := h.token
 	h.mu.Unlock()
-	resp, err := h.send(ctx, u, header, token)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || resp.Request.URL.Host != u.Host {
+	resp, err := h.send(ctx, c, token)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || resp.Request.URL.Host != c.url.Host {
 		return resp, err
 	}
 	// The challenge of a host that we were redirected to is not for us to answer, hence the last condition.
@@ -89,15 +103,21 @@ func (h *hop) authorized(ctx context.Context, u *url.URL, header http.Header) (*
 	if err != nil {
 		return nil, err
 	}
-	return h.send(ctx, u, header, fresh)
+	return h.send(ctx, c, fresh)
 }
 
-func (h *hop) send(ctx context.Context, u *url.URL, header http.Header, token string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+func (h *hop) send(ctx context.Context, c call, token string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, c.method, c.url.String(), nil)
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range header {
+	if c.body != nil {
+		if req.Body, err = c.body(); err != nil {
+			return nil, err
+		}
+		req.ContentLength, req.GetBody = c.size, c.body
+	}
+	for k, v := range c.header {
 		req.Header[k] = v
 	}
 	for k, v := range h.Header {
@@ -162,7 +182,7 @@ func (h *hop) statusError(resp *http.Response) error {
 	case code == http.StatusRequestedRangeNotSatisfiable:
 		kind = errdefs.ErrOutOfRange
 	}
-	e.err = fmt.Errorf("%s %s: status %d: %s: %w", http.MethodGet, resp.Request.URL.Redacted(), resp.StatusCode, text, kind)
+	e.err = fmt.Errorf("%s %s: status %d: %s: %w", resp.Request.Method, resp.Request.URL.Redacted(), resp.StatusCode, text, kind)
 	return e
 }
 
