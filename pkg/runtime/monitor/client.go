@@ -17,12 +17,14 @@ import (
 // maxIdle is how many connections are kept for the next calls.
 const maxIdle = 8
 
-// Client talks to a cri-monitor. It holds no state: after a restart of either side it simply connects again.
+// Client talks to a cri-monitor. After a restart of either side it simply connects again. With Keep it also sees to it
+// that there is a cri-monitor, and calls wait for the next one when one has died.
 type Client struct {
 	socket string
 
 	mu     sync.Mutex
 	idle   []*net.UnixConn
+	keeper *keeper // nil without Keep
 	closed bool
 }
 
@@ -39,6 +41,9 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 
 // Close closes the idle connections. Calls under way, execs, attachments and event streams are not disturbed.
 func (c *Client) Close() error {
+	if k := c.kept(); k != nil {
+		k.close()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
@@ -56,7 +61,7 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {
-		return nil, fmt.Errorf("cri-monitor does not answer: %w: %w", err, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("cri-monitor does not answer: %w: %w", err, errLost)
 	}
 	uc := nc.(*net.UnixConn)
 	var agreed hello
@@ -65,6 +70,37 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("cri-monitor: %w", err)
 	}
 	return uc, nil
+}
+
+func (c *Client) kept() *keeper {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keeper
+}
+
+// dial opens a connection to the cri-monitor that has everything, and waits for it while it has died.
+func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
+	k := c.kept()
+	if k == nil {
+		return c.connect(ctx)
+	}
+	for {
+		if err := k.await(ctx); err != nil {
+			return nil, err
+		}
+		uc, err := c.connect(ctx)
+		switch {
+		case err == nil && k.serves(uc):
+			return uc, nil
+		case err == nil:
+			uc.Close()
+		case !errors.Is(err, errLost):
+			return nil, err
+		}
+		if err := k.changing(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // get returns an idle connection, or a new one.
@@ -78,7 +114,7 @@ func (c *Client) get(ctx context.Context) (*net.UnixConn, error) {
 		n := len(c.idle)
 		if n == 0 {
 			c.mu.Unlock()
-			return c.connect(ctx)
+			return c.dial(ctx)
 		}
 		uc := c.idle[n-1]
 		c.idle = c.idle[:n-1]
@@ -124,6 +160,28 @@ func (c *Client) call(ctx context.Context, k kind, in, out any) error {
 		ctx, cancel = context.WithTimeout(ctx, callTime+frameTime)
 		defer cancel()
 	}
+	for try := 0; ; try++ {
+		err := c.try(ctx, k, in, out)
+		if !errors.Is(err, errLost) || c.kept() == nil || ctx.Err() != nil || try == maxTries {
+			return again(try, err)
+		}
+	}
+}
+
+// maxTries is how often a call is repeated that has lost its cri-monitor.
+const maxTries = 5
+
+// errRepeated is part of the error of a call that may have succeeded before it was repeated.
+var errRepeated = errors.New("repeated after cri-monitor had died")
+
+func again(try int, err error) error {
+	if try == 0 || err == nil {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", err, errRepeated)
+}
+
+func (c *Client) try(ctx context.Context, k kind, in, out any) error {
 	uc, err := c.get(ctx)
 	if err != nil {
 		return err
@@ -185,15 +243,18 @@ func (f *frame) err() error {
 	return w.decode()
 }
 
+// errLost is the end of a connection.
+var errLost = fmt.Errorf("it was lost: %w", errdefs.ErrUnavailable)
+
 // lost describes the failure of a connection.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("cri-monitor has closed the connection: %w", errdefs.ErrUnavailable)
+		return fmt.Errorf("cri-monitor has closed the connection: %w", errLost)
 	}
 	if errors.Is(err, errdefs.ErrInvalidArgument) {
 		return err
 	}
-	return fmt.Errorf("connection to cri-monitor: %w: %w", err, errdefs.ErrUnavailable)
+	return fmt.Errorf("connection to cri-monitor: %w: %w", err, errLost)
 }
 
 // Version tells which cri-monitor answers.
@@ -206,6 +267,9 @@ func (c *Client) Version(ctx context.Context) (v Version, err error) {
 // can be deleted. ErrAlreadyExists for an id that is in use.
 func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err error) {
 	err = c.call(ctx, kindCreate, req, &st)
+	if errors.Is(err, errRepeated) && errdefs.IsAlreadyExists(err) { // by the first try
+		return c.State(ctx, req.ID)
+	}
 	return st, err
 }
 
@@ -213,6 +277,16 @@ func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err 
 // container; ErrFailedPrecondition when it is not in the state created.
 func (c *Client) Start(ctx context.Context, id string) (st State, err error) {
 	err = c.call(ctx, kindStart, target{ID: id}, &st)
+	if errors.Is(err, errRepeated) && errdefs.IsFailedPrecondition(err) {
+		now, serr := c.State(ctx, id)
+		switch {
+		case serr != nil:
+		case now.StartError != "":
+			return State{}, fmt.Errorf("%s: %w", now.StartError, errdefs.ErrUnavailable)
+		case !now.StartedAt.IsZero(): // by the first try
+			return now, nil
+		}
+	}
 	return st, err
 }
 
@@ -258,6 +332,24 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 // Resize sets the size of the container's terminal in characters. ErrFailedPrecondition without one.
 func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
 	return c.call(ctx, kindResize, target{ID: id, Width: width, Height: height}, nil)
+}
+
+// Upgrade makes cri-monitor go on in the program at path, without the loss of anything: same process, same children,
+// same connections. ErrUnavailable when it has too much under way just now; then, and whenever else there is an error,
+// the old program goes on.
+func (c *Client) Upgrade(ctx context.Context, path string) (v Version, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return v, err
+	}
+	defer f.Close()
+	uc, err := c.dial(ctx)
+	if err != nil {
+		return v, err
+	}
+	defer uc.Close()
+	err = roundTrip(ctx, uc, kindUpgrade, nil, &v, f)
+	return v, err
 }
 
 // Shutdown ends cri-monitor. ErrFailedPrecondition while containers exist.

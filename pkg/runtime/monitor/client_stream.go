@@ -22,7 +22,7 @@ type stream struct {
 func (c *Client) open(ctx context.Context, k kind, in any, files ...*os.File) (*stream, *frame, error) {
 	ctx, cancel := deadline(ctx)
 	defer cancel()
-	uc, err := c.connect(ctx)
+	uc, err := c.dial(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -109,6 +109,15 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 			x.code = exited.Code
 			return false
 		})
+		if errors.Is(x.err, errLost) && c.kept() != nil {
+			// The process is nobody's now; it must not outlive its session.
+			ctx, cancel := deadline(context.Background())
+			defer cancel()
+			err := c.call(ctx, kindKillSession, target{ID: req.ID, Session: started.Session}, nil)
+			if err != nil && !errdefs.IsNotFound(err) {
+				x.err = fmt.Errorf("%w (its processes may live on: %w)", x.err, err)
+			}
+		}
 	}()
 	return x, nil
 }

@@ -189,6 +189,9 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 
 // awaitEnd has exited called when the container's process has ended.
 func (c *container) awaitEnd() {
+	if c.state.Load().Status == Stopped {
+		return
+	}
 	c.s.work.Add(1)
 	c.ctr.Process().Child().AfterExit(func(status reaper.Status) {
 		defer c.s.work.Done()

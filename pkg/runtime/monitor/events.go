@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // maxQueued is how many events wait for a subscriber before it is cut off.
@@ -106,7 +108,7 @@ func (e *events) take(sub *subscriber) ([]Event, bool) {
 // streamEvents subscribes; the connection carries events until it is closed.
 func (c *conn) streamEvents(f *frame) error {
 	sub, n := c.s.events.subscribe(c.s.list)
-	c.task = &eventTask{f.id, sub}
+	c.task = &eventTask{id: f.id, sub: sub}
 	if err := c.write(kindSnapshot, f.id, snapshot{n}); err != nil {
 		c.cancel()
 	}
@@ -115,8 +117,9 @@ func (c *conn) streamEvents(f *frame) error {
 
 // eventTask is a subscription with its client.
 type eventTask struct {
-	id  uint64 // of the request
-	sub *subscriber
+	id     uint64 // of the request
+	sub    *subscriber
+	unsent []Event // taken from sub
 }
 
 func (t *eventTask) run(c *conn) error {
@@ -129,6 +132,15 @@ func (t *eventTask) run(c *conn) error {
 
 func (t *eventTask) stream(c *conn) error {
 	for {
+		for len(t.unsent) > 0 {
+			if err := c.writable(); err != nil {
+				return err
+			}
+			if err := c.write(kindEvent, t.id, &t.unsent[0]); err != nil {
+				return err
+			}
+			t.unsent = t.unsent[1:]
+		}
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
@@ -139,18 +151,42 @@ func (t *eventTask) stream(c *conn) error {
 			return c.fail(g.id, fmt.Errorf("request on an event connection: %w", errdefs.ErrFailedPrecondition))
 		case <-t.sub.wake:
 		}
-		queue, ok := c.s.events.take(t.sub)
-		if !ok {
+		var ok bool
+		if t.unsent, ok = c.s.events.take(t.sub); !ok {
 			return c.fail(t.id, fmt.Errorf("more than %d events waited: %w", maxQueued, errdefs.ErrResourceExhausted))
-		}
-		for i := range queue {
-			if err := c.write(kindEvent, t.id, &queue[i]); err != nil {
-				return err
-			}
 		}
 	}
 }
 
+// writable waits until an event can be sent without waiting for the client: who does not read must not hold up a freeze.
+func (c *conn) writable() error {
+	frozen := c.s.freezer.begun()
+	for {
+		ready := false
+		raw, err := c.c.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 0)
+				ready = err == nil && n > 0
+			})
+		}
+		if err != nil || ready {
+			return err
+		}
+		select {
+		case <-c.ctx.Done():
+			return c.ctx.Err()
+		case <-frozen:
+			return errFrozen
+		case <-time.After(slowClient):
+		}
+	}
+}
+
+// slowClient is how often one looks whether a client reads again.
+const slowClient = 20 * time.Millisecond
+
 func (t *eventTask) save() (savedTask, []int) {
-	return savedTask{Kind: "events", ID: t.id, Events: t.sub.queue, Cut: t.sub.cut}, nil
+	all := append(slices.Clip(t.unsent), t.sub.queue...)
+	return savedTask{Kind: "events", ID: t.id, Events: all, Cut: t.sub.cut}, nil
 }

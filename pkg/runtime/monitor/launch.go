@@ -31,11 +31,18 @@ type LaunchConfig struct {
 // detached: it is no child of this process, in a session of its own, and stays when this process ends. Where two
 // processes launch at the same time both get the one that was first.
 func Launch(ctx context.Context, c LaunchConfig) (*Client, error) {
+	if err := launch(ctx, c); err != nil {
+		return nil, err
+	}
+	return Dial(ctx, c.Socket)
+}
+
+// launch returns when a cri-monitor answers.
+func launch(ctx context.Context, c LaunchConfig) error {
 	ctx, cancel := context.WithTimeout(ctx, launchTime)
 	defer cancel()
-	client, err := Dial(ctx, c.Socket)
-	if !errdefs.IsUnavailable(err) {
-		return client, err
+	if err := answers(ctx, c.Socket); !errdefs.IsUnavailable(err) {
+		return err
 	}
 	args := []string{"--socket", c.Socket, "--state-dir", c.StateDir, "--detach"}
 	if c.LogFile != "" {
@@ -51,11 +58,20 @@ func Launch(ctx context.Context, c LaunchConfig) (*Client, error) {
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = time.Second
 	started := cmd.Run()
-	if client, err = Dial(ctx, c.Socket); err == nil {
-		return client, nil
+	err := answers(ctx, c.Socket)
+	switch {
+	case err == nil:
+		return nil
+	case started != nil:
+		return fmt.Errorf("start %s: %w: %s", c.Path, started, strings.TrimSpace(stderr.String()))
 	}
-	if started != nil {
-		return nil, fmt.Errorf("start %s: %w: %s", c.Path, started, strings.TrimSpace(stderr.String()))
+	return errors.Join(fmt.Errorf("start %s: it began and has gone", c.Path), err)
+}
+
+func answers(ctx context.Context, socket string) error {
+	c, err := Dial(ctx, socket)
+	if err == nil {
+		err = c.Close()
 	}
-	return nil, errors.Join(fmt.Errorf("start %s: it began and has gone", c.Path), err)
+	return err
 }

@@ -103,12 +103,16 @@ func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 		})
 	}
 	for _, p := range parts {
-		if c, err := s.restore(ctx, p.Data, p.fds, true, journal); err != nil {
+		c, err := s.restore(ctx, p.Data, p.fds, true, journal)
+		switch {
+		case errdefs.IsAlreadyExists(err): // another keeper was faster
+		case err != nil:
 			s.log.Error("container can't be taken back", "container", p.ID, "err", err)
 			failed[p.ID] = err.Error()
-		} else {
+		default:
 			s.log.Info("container taken back", "container", c.id, "status", c.state.Load().Status)
 			c.keep()
+			c.awaitEnd()
 		}
 	}
 	return failed

@@ -60,6 +60,7 @@ func ResumeServer(cfg ServerConfig, state *os.File) (*Server, error) {
 	for _, c := range s.all() {
 		c.sessions = nil
 		c.keep()
+		c.awaitEnd() // now that all are there who want to know
 	}
 	cfg.Log.Info("upgraded", "from", v.Build, "to", cfg.Build, "took", time.Since(v.Frozen))
 	return s, nil
@@ -134,7 +135,7 @@ func (s *Server) resumeConn(v *savedConn) error {
 func (s *Server) resumeTask(c *conn, v *savedTask, fds []int) (task, error) {
 	switch v.Kind {
 	case "events":
-		return &eventTask{v.ID, s.events.resume(v.Events, v.Cut)}, nil
+		return &eventTask{id: v.ID, sub: s.events.resume(v.Events, v.Cut)}, nil
 	case "keep":
 		s.keepers.add(c, v.ID)
 		return &keepTask{v.ID}, nil

@@ -106,7 +106,8 @@ func (v *savedContainer) take(fds []int) (stdio.Files, error) {
 }
 
 // restore goes on with a container that another cri-monitor has saved; died tells that it had no time to say its last
-// word, journal that what it was about to say is in the journal. It owns fds, also on error.
+// word, journal that what it was about to say is in the journal. It owns fds, also on error. The container's end is not
+// awaited yet.
 func (s *Server) restore(ctx context.Context, data json.RawMessage, fds []int, died, journal bool) (c *container, err error) {
 	var v savedContainer
 	if err := json.Unmarshal(data, &v); err != nil {
@@ -173,8 +174,6 @@ func (c *container) restore(ctx context.Context, v *savedContainer, files stdio.
 	c.state.Store(&st)
 	if st.Status == Stopped {
 		close(c.stopped)
-		return nil
 	}
-	c.awaitEnd()
 	return nil
 }

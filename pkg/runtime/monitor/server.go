@@ -175,10 +175,10 @@ func listen(path string) (*net.UnixListener, error) {
 
 // Serve answers until Shutdown has succeeded, then returns nil.
 func (s *Server) Serve() error {
+	s.freezer.enter(1)
 	for _, c := range s.connections() { // of a former process
 		c.start()
 	}
-	s.freezer.enter(1)
 	for {
 		c, err := s.ln.AcceptUnix()
 		if err == nil {
