@@ -2,11 +2,15 @@ package native
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
@@ -27,7 +31,10 @@ func testCgroup(t testing.TB, name string) *engine.Cgroup {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			_ = os.Remove(dir)
+			// Kill sends signals; what they end leaves the cgroup a moment later.
+			for end := time.Now().Add(5 * time.Second); errors.Is(os.Remove(dir), unix.EBUSY) && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
 			_ = os.Remove(parent) // when it is the last
 		})
 		if h == "unified" {
