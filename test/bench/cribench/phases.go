@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -168,36 +169,53 @@ type logs struct {
 	CPUPerGB float64 `json:"cpu_s_per_gb"`
 }
 
-// logging runs a container that writes lines of 128 bytes as fast as they are taken.
+// logging runs a container that writes lines of 128 bytes as fast as they are taken, from the time stamp of the first to the
+// container's end and the last line in the file.
 func logging(ctx context.Context, d *daemon, s size, r *result) error {
 	const chunk = 4 << 20 // cat from memory is a cheap source
-	script := fmt.Sprintf(`l=0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456
-yes "$l" | head -c %d >/dev/shm/f; i=0; sleep 0.5; while [ $i -lt %d ]; do cat /dev/shm/f; i=$((i+1)); done`, chunk, s.LogMB/4)
+	script := fmt.Sprintf(`yes "$(head -c 127 /dev/zero | tr '\0' x)" | head -c %d >/dev/shm/f
+sleep 1; i=0; while [ $i -lt %d ]; do cat /dev/shm/f; i=$((i+1)); done`, chunk, s.LogMB/4)
 	number := d.next()
 	file := filepath.Join(d.podConfig(number).LogDirectory, "c.log")
 	p, err := d.begin(ctx, number, limits{cmd: []string{"sh", "-c", script}}, nil)
 	if err != nil {
 		return err
 	}
+	cpu := d.group.cpu()
 	payload := float64(s.LogMB / 4 * chunk)
-	deadline := time.Now().Add(callTimeout)
-	var begin time.Time
-	var cpu time.Duration
-	for {
-		st, err := os.Stat(file)
-		switch {
-		case err == nil && st.Size() > 0 && begin.IsZero():
-			begin, cpu = time.Now(), d.group.cpu()
-		case err == nil && float64(st.Size()) >= payload*(128+39)/128: // time stamps make lines that much longer at least
-			wall := time.Since(begin).Seconds()
-			r.Logs = &logs{MBPerS: payload / 1e6 / wall, CPUPerGB: (d.group.cpu() - cpu).Seconds() / (payload / 1e9)}
-			return d.end(ctx, p, nil)
+	for deadline := time.Now().Add(callTimeout); ; time.Sleep(2 * time.Millisecond) {
+		x, err := d.rt.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: p.container})
+		if err != nil {
+			return err
 		}
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			return fmt.Errorf("%s does not grow to %.0f bytes: %+v", file, payload, st)
+		size := fileSize(file)
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s: %d bytes after %v", file, size, callTimeout)
 		}
-		time.Sleep(time.Millisecond)
+		if x.Status.State != cri.ContainerState_CONTAINER_EXITED || float64(size) < payload*(128+39)/128 { // stamps make lines longer
+			continue
+		}
+		end := time.Now()
+		begin, err := firstStamp(file)
+		if err != nil {
+			return err
+		}
+		r.Logs = &logs{MBPerS: payload / 1e6 / end.Sub(begin).Seconds(), CPUPerGB: (d.group.cpu() - cpu).Seconds() / (payload / 1e9)}
+		return d.end(ctx, p, nil)
 	}
+}
+
+// firstStamp is the time of a CRI log's first line.
+func firstStamp(file string) (time.Time, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close()
+	b := make([]byte, 64)
+	n, _ := f.Read(b)
+	stamp, _, _ := strings.Cut(string(b[:n]), " ")
+	return time.Parse(time.RFC3339Nano, stamp)
 }
 
 // restart is the time from the start of a daemon to its being ready with its pods.
