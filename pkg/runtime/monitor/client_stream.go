@@ -80,7 +80,8 @@ type Exec struct {
 // the Exec is closed, or this process dies, before it has ended.
 func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
-	call.Process, call.Seccomp = req.Process, req.Seccomp
+	call.Process, call.Env = SplitEnv(req.Process)
+	call.Seccomp = req.Seccomp
 	s, f, err := c.open(ctx, kindExec, call, files...)
 	if err != nil {
 		return nil, err

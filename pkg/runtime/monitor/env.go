@@ -44,31 +44,6 @@ func (r *CreateRequest) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// MarshalJSON implements json.Marshaler.
-func (r ExecRequest) MarshalJSON() ([]byte, error) {
-	type plain ExecRequest
-	out := struct {
-		plain
-		Env EnvBytes `json:"env_bytes,omitempty"`
-	}{plain: plain(r)}
-	out.Process, out.Env = SplitEnv(r.Process)
-	return json.Marshal(out)
-}
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (r *ExecRequest) UnmarshalJSON(b []byte) error {
-	type plain ExecRequest
-	in := struct {
-		*plain
-		Env EnvBytes `json:"env_bytes"`
-	}{plain: (*plain)(r)}
-	if err := json.Unmarshal(b, &in); err != nil {
-		return err
-	}
-	in.Env.Restore(r.Process)
-	return nil
-}
-
 // EnvBytes is an environment that JSON can't carry as text; nil where it can.
 type EnvBytes [][]byte
 

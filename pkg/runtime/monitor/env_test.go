@@ -22,11 +22,13 @@ func TestEnvironmentsOfAnyBytes(t *testing.T) {
 			if d := cmp.Diff(create, &gotCreate); d != "" {
 				t.Errorf("create: %s", d)
 			}
-			exec := &ExecRequest{ID: "id", Process: process, Seccomp: []byte{1}}
-			var gotExec ExecRequest
-			overTheWire(t, exec, &gotExec)
-			if gotExec.ID != exec.ID || string(gotExec.Seccomp) != string(exec.Seccomp) || !cmp.Equal(gotExec.Process, exec.Process) {
-				t.Errorf("exec: %s", cmp.Diff(exec.Process, gotExec.Process))
+			call := &stdioCall{ID: "id", Seccomp: []byte{1}}
+			call.Process, call.Env = SplitEnv(process)
+			var got stdioCall
+			overTheWire(t, call, &got)
+			got.Env.Restore(got.Process)
+			if got.ID != call.ID || string(got.Seccomp) != string(call.Seccomp) || !cmp.Equal(got.Process, process) {
+				t.Errorf("exec: %s", cmp.Diff(process, got.Process))
 			}
 			if !cmp.Equal(process.Env, env) {
 				t.Error("the caller's process was changed")

@@ -183,6 +183,7 @@ func (c *conn) exec(f *frame) error {
 	if err := f.decode(&call); err != nil {
 		return c.fail(f.id, err)
 	}
+	call.Env.Restore(call.Process)
 	ct, err := c.s.find(call.ID)
 	if err != nil {
 		return c.fail(f.id, err)

@@ -54,8 +54,9 @@ type target struct {
 // stdioCall opens an exec or an attachment. The three flags say which fds came along, in this order.
 type stdioCall struct {
 	ID      string         `json:"id"`
-	Process *specs.Process `json:"process,omitempty"` // exec
-	Seccomp []byte         `json:"seccomp,omitempty"` // exec
+	Process *specs.Process `json:"process,omitempty"`   // exec
+	Env     EnvBytes       `json:"env_bytes,omitempty"` // of Process, where it is not UTF-8
+	Seccomp []byte         `json:"seccomp,omitempty"`   // exec
 	Stdin   bool           `json:"stdin,omitempty"`
 	Stdout  bool           `json:"stdout,omitempty"`
 	Stderr  bool           `json:"stderr,omitempty"`
