@@ -25,13 +25,14 @@ func newImage() *cobra.Command {
 	var e endpoint
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Pull, list, remove, import, export, inspect, tag and pin images",
+		Short: "Pull, push, list, name, remove, import, export, check and repair images",
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	e.flags(cmd)
 	cmd.AddCommand(newImagePull(&e), newImageList(&e), newImageRemove(&e), newImageInspect(&e),
-		newImageImport(&e), newImageExport(&e), newImageTag(&e), newImagePin(&e))
+		newImageImport(&e), newImageExport(&e), newImageTag(&e), newImageUntag(&e), newImagePin(&e), newImagePush(&e),
+		newImageVerify(&e), newImageRepair(&e), newImagePrune(&e), newImageUsage(&e))
 	return cmd
 }
 
@@ -51,49 +52,16 @@ func withClient(cmd *cobra.Command, e *endpoint, timeout time.Duration, fn func(
 	return e.explain(fn(ctx, c))
 }
 
+func adminPath(e *endpoint) string { return filepath.Join(e.state, adminSocket) }
+
 // withAdmin runs fn with a client of the admin socket.
 func withAdmin(cmd *cobra.Command, e *endpoint, fn func(context.Context, *admin.Client) error) error {
 	if err := e.load(); err != nil {
 		return err
 	}
-	c := admin.NewClient(filepath.Join(e.state, adminSocket))
+	c := admin.NewClient(adminPath(e))
 	defer c.Close()
 	return fn(cmd.Context(), c)
-}
-
-func newImagePull(e *endpoint) *cobra.Command {
-	var user string
-	var stdin bool
-	cmd := &cobra.Command{
-		Use:   "pull IMAGE",
-		Short: "Pull an image",
-		Args:  exactArgs(1),
-	}
-	cmd.Flags().StringVar(&user, "username", "", "`NAME` for the registry; needs --password-stdin")
-	cmd.Flags().BoolVar(&stdin, "password-stdin", false, "read the password for the registry from stdin")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: args[0], UserSpecifiedImage: args[0]}}
-		if (user != "") != stdin {
-			return usageError{errors.New("--username and --password-stdin go together")}
-		}
-		if stdin {
-			b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), 64<<10))
-			if err != nil {
-				return fmt.Errorf("password: %w", err)
-			}
-			req.Auth = &runtimeapi.AuthConfig{Username: user, Password: strings.TrimRight(string(b), "\r\n")}
-		}
-		// A pull takes as long as it takes: the server gives up one that stalls.
-		return withClient(cmd, e, 0, func(ctx context.Context, c *client) error {
-			r, err := c.PullImage(ctx, req)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), r.GetImageRef())
-			return nil
-		})
-	}
-	return cmd
 }
 
 func newImageList(e *endpoint) *cobra.Command {
@@ -203,33 +171,49 @@ func newImageInspect(e *endpoint) *cobra.Command {
 }
 
 func newImageImport(e *endpoint) *cobra.Command {
-	return &cobra.Command{
+	var pin bool
+	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Import the images of an OCI or docker archive; - reads stdin",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in := cmd.InOrStdin()
-			if args[0] != "-" {
-				f, err := os.Open(args[0])
-				if err != nil {
-					return err
+			list, err := importFile(cmd, e, args[0], pin)
+			for _, i := range list {
+				names := i.RepoTags
+				if len(names) == 0 {
+					names = i.RepoDigests
 				}
-				defer f.Close()
-				in = f
+				fmt.Fprintln(cmd.OutOrStdout(), i.ID, strings.Join(names, " "))
 			}
-			return withAdmin(cmd, e, func(ctx context.Context, c *admin.Client) error {
-				list, err := c.Import(ctx, in)
-				for _, i := range list {
-					names := i.RepoTags
-					if len(names) == 0 {
-						names = i.RepoDigests
-					}
-					fmt.Fprintln(cmd.OutOrStdout(), i.ID, strings.Join(names, " "))
-				}
-				return err
-			})
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&pin, "pin", false, "keep the images from garbage collection")
+	return cmd
+}
+
+// importFile imports an archive, "-" for stdin.
+func importFile(cmd *cobra.Command, e *endpoint, name string, pin bool) (list []admin.Image, err error) {
+	in := cmd.InOrStdin()
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	err = withAdmin(cmd, e, func(ctx context.Context, c *admin.Client) error {
+		var err error
+		list, err = c.Import(ctx, in)
+		for _, i := range list {
+			if pin {
+				err = errors.Join(err, c.Pin(ctx, i.ID, true))
+			}
+		}
+		return err
+	})
+	return list, err
 }
 
 func newImageExport(e *endpoint) *cobra.Command {

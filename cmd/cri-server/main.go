@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -27,19 +28,23 @@ const (
 type usageError struct{ error }
 
 func main() {
+	if shim := shims[filepath.Base(os.Args[0])]; shim != nil {
+		os.Exit(execute(shim(), os.Args[1:]))
+	}
 	os.Exit(run(os.Args[1:]))
 }
 
-func run(args []string) int {
+func run(args []string) int { return execute(newRoot(), args) }
+
+func execute(cmd *cobra.Command, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	cmd := newRoot()
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "cri-server:", err)
+	fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
 	var usage usageError
 	if errors.As(err, &usage) {
 		return exitUsage

@@ -4,7 +4,13 @@
 //
 //	POST /images/import             an OCI or docker archive → [Image]
 //	GET  /images/export?ref=A&ref=B → an OCI archive; a failure half way is in the trailer Cri-Error
+//	POST /images/pull               {"ref": …, "auth": …} → PullEvent, a line of JSON each, the last with the image or the error
+//	POST /images/push               {"ref": …, "auth": …}
+//	POST /images/verify             {"refs": […], "quick": …, "repair": …} → imagestore.Report
+//	POST /images/prune              {"all": …} → imagestore.Pruned
+//	GET  /images/usage              → [imagestore.ImageUsage]
 //	POST /images/tag                {"ref": …, "name": …}
+//	POST /images/untag              {"ref": …}: removes one name; with the last one the image goes
 //	POST /images/pin                {"ref": …, "pinned": true}
 //	GET  /operations                → [operation.Timeline]
 package admin
@@ -31,6 +37,13 @@ type Images interface {
 	Tag(ctx context.Context, ref, name string) error
 	Pin(ctx context.Context, ref string, pinned bool) error
 	Get(ref string) (*imagestore.Image, error)
+	Pull(ctx context.Context, ref string, auth *imagestore.Auth) (*imagestore.Image, error)
+	Push(ctx context.Context, ref string, auth *imagestore.Auth) error
+	Remove(ctx context.Context, ref string) error
+	Verify(ctx context.Context, quick bool, refs ...string) (*imagestore.Report, error)
+	Repair(ctx context.Context, quick bool, refs ...string) (*imagestore.Report, error)
+	Prune(ctx context.Context, all bool) (imagestore.Pruned, error)
+	DiskUsage() []imagestore.ImageUsage
 }
 
 // Image is one imported image.
@@ -69,6 +82,12 @@ func Handler(images Images, operations func() []operation.Timeline, log *slog.Lo
 	mux.HandleFunc("GET /images/export", s.export)
 	mux.HandleFunc("POST /images/tag", s.tag)
 	mux.HandleFunc("POST /images/pin", s.pin)
+	mux.HandleFunc("POST /images/untag", s.untag)
+	mux.HandleFunc("POST /images/pull", s.pull)
+	mux.HandleFunc("POST /images/push", s.push)
+	mux.HandleFunc("POST /images/verify", s.verify)
+	mux.HandleFunc("POST /images/prune", s.prune)
+	mux.HandleFunc("GET /images/usage", s.usage)
 	mux.HandleFunc("GET /operations", s.running)
 	return mux
 }
@@ -87,7 +106,7 @@ func (s *server) importImages(w http.ResponseWriter, r *http.Request) {
 	}
 	out := make([]Image, 0, len(list))
 	for _, i := range list {
-		out = append(out, Image{ID: i.ID, RepoTags: i.RepoTags, RepoDigests: i.RepoDigests, Size: i.Size})
+		out = append(out, told(i))
 	}
 	s.reply(w, out)
 }

@@ -73,6 +73,41 @@ func (f *fake) Get(ref string) (*imagestore.Image, error) {
 	return &imagestore.Image{}, nil
 }
 
+func (f *fake) Pull(ctx context.Context, ref string, auth *imagestore.Auth) (*imagestore.Image, error) {
+	if auth != nil && auth.Password != "right" {
+		return nil, fmt.Errorf("pull %s: %w", ref, errdefs.ErrPermissionDenied)
+	}
+	f.images[ref] = "pulled"
+	return &imagestore.Image{ID: "sha256:2", RepoTags: []string{ref}}, nil
+}
+
+func (f *fake) Push(_ context.Context, ref string, _ *imagestore.Auth) error {
+	_, err := f.Get(ref)
+	return err
+}
+
+func (f *fake) Remove(_ context.Context, ref string) error {
+	delete(f.images, ref)
+	return nil
+}
+
+func (f *fake) Verify(_ context.Context, quick bool, refs ...string) (*imagestore.Report, error) {
+	return &imagestore.Report{Blobs: len(refs), Problems: []imagestore.Problem{{What: fmt.Sprint("quick ", quick)}}}, nil
+}
+
+func (f *fake) Repair(context.Context, bool, ...string) (*imagestore.Report, error) {
+	return &imagestore.Report{Dropped: []string{"sha256:1"}}, nil
+}
+
+func (f *fake) Prune(_ context.Context, all bool) (imagestore.Pruned, error) {
+	if !all {
+		return imagestore.Pruned{}, fmt.Errorf("prune: %w", errdefs.ErrUnavailable)
+	}
+	return imagestore.Pruned{Bytes: 7}, nil
+}
+
+func (*fake) DiskUsage() []imagestore.ImageUsage { return nil }
+
 func start(t *testing.T, f *fake) *Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
@@ -157,5 +192,47 @@ func TestErrorsKeepTextAndKind(t *testing.T) {
 	}
 	if _, err := NewClient(filepath.Join(t.TempDir(), "none")).Operations(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Error(err)
+	}
+}
+
+func TestContent(t *testing.T) {
+	f := &fake{images: map[string]string{"a": "x"}}
+	c := start(t, f)
+	ctx := t.Context()
+	if i, err := c.Pull(ctx, "b", &imagestore.Auth{Password: "right"}, nil); err != nil || i.ID != "sha256:2" || f.images["b"] == "" {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if _, err := c.Pull(ctx, "b", &imagestore.Auth{Password: "wrong"}, nil); !errdefs.IsPermissionDenied(err) || !strings.HasPrefix(err.Error(), "pull b: ") {
+		t.Error(err)
+	}
+	if err := c.Push(ctx, "a", nil); err != nil {
+		t.Error(err)
+	}
+	if err := c.Push(ctx, "none", nil); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	if err := c.Untag(ctx, "b"); err != nil || f.images["b"] != "" {
+		t.Error(err)
+	}
+	if err := c.Untag(ctx, "b"); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	if err := c.Untag(ctx, strings.Repeat("a", 64)); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	if r, err := c.Verify(ctx, true, false, "a", "b"); err != nil || r.Blobs != 2 || r.Problems[0].What != "quick true" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := c.Verify(ctx, false, true); err != nil || len(r.Dropped) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if p, err := c.Prune(ctx, true); err != nil || p.Bytes != 7 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if _, err := c.Prune(ctx, false); !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+	if list, err := c.DiskUsage(ctx); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
 	}
 }
