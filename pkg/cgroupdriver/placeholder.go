@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -101,14 +102,18 @@ func (s *placeholders) put(path string, p *placeholder) {
 	}
 }
 
-// watch has the placeholder of a scope watch a process.
+// watch has the placeholder of a scope watch a process. ErrNotFound: this server has none there.
 func (s *placeholders) watch(path string, pid int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.of[path]; p != nil && p.hold != nil {
-		return p.watch(pid)
+	p := s.of[path]
+	if p == nil {
+		return fmt.Errorf("placeholder: %w", errdefs.ErrNotFound)
 	}
-	return nil
+	if p.hold == nil {
+		return nil // it does
+	}
+	return p.watch(pid)
 }
 
 func (s *placeholders) end(path string) {

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	sdcgroups "github.com/opencontainers/cgroups/systemd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
@@ -170,9 +171,45 @@ func (d *systemd) Settle(p string, pid int) {
 		d.places.end(p)
 		return
 	}
-	if err := d.places.watch(p, pid); err != nil {
+	err = d.places.watch(p, pid)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = d.attend(p, pid)
+	}
+	if err != nil {
 		d.log.Warn("a container's scope may go before its end was looked into", "cgroup", p, "error", err)
 	}
+}
+
+// attend puts a placeholder into a scope that an OCI runtime made: into the hierarchies by which systemd sees whether it is
+// empty.
+func (d *systemd) attend(p string, pid int) error {
+	place, err := startPlaceholder()
+	if err != nil {
+		return err
+	}
+	cg, self := d.dirs(p), strconv.Itoa(place.process.Pid)
+	for _, dir := range []string{cg.V1["name=systemd"], cg.Unified} {
+		if dir == "" {
+			continue
+		}
+		e := write(dir, "cgroup.procs", self)
+		if errdefs.IsFailedPrecondition(e) { // the runtime has the container in a cgroup of its own below (cgroups(7), no internal processes)
+			dir += "/" + scopePrefix + "-placeholder"
+			if e = unix.Mkdir(dir, 0o755); e == nil || errors.Is(e, unix.EEXIST) {
+				e = write(dir, "cgroup.procs", self)
+			}
+		}
+		err = errors.Join(err, e)
+	}
+	if err == nil {
+		err = place.watch(pid)
+	}
+	if err != nil {
+		place.end()
+		return err
+	}
+	d.places.put(p, place)
+	return nil
 }
 
 // aside takes a placeholder out of the controllers whose numbers the container is judged by. On v2 there is one hierarchy

@@ -155,6 +155,23 @@ func TestCrashLeavesNoPlaceholder(t *testing.T) {
 	}
 }
 
+// TestScopeOfAnOCIRuntime: its last process gone, it stays as one of ours does.
+func TestScopeOfAnOCIRuntime(t *testing.T) {
+	d, s := onSystemd(t)
+	p1, cg := create(t, d, nil)
+	c := spawn(t, cg, "exec sleep 100")
+	until(t, "the process to join", func() bool { return joined(d, p1, c) })
+	s.places.end(p1) // which is how it looks when a runtime has made the scope
+	d.Settle(p1, c.Process.Pid)
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	systemctl(t, "daemon-reload")
+	d.kernelWord(t, cg, "memory", "memory.oom_control", "memory.events") // is there
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestForeignScope(t *testing.T) {
 	d, s := onSystemd(t)
 	p1, cg := create(t, d, nil)

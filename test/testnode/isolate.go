@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,7 @@ func outer(clean func(int)) int {
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	// ^C reaches the whole foreground group; the inner run cleans up and ends, and this one waits for it.
 	signal.Ignore(syscall.SIGINT)
+	runtime.LockOSThread() // Pdeathsig counts the thread, not the process (prctl(2))
 	err := c.Run()
 	code := 0
 	var exit *exec.ExitError

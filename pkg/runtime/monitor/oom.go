@@ -20,11 +20,15 @@ func oomKills(cg *engine.Cgroup) (uint64, bool) {
 		return 0, false
 	}
 	var files []string
-	if cg.Unified != "" {
-		files = append(files, filepath.Join(cg.Unified, "memory.events.local"), filepath.Join(cg.Unified, "memory.events"))
-	}
-	if dir := cg.V1["memory"]; dir != "" {
-		files = append(files, filepath.Join(dir, "memory.oom_control"))
+	// crun with --systemd-cgroup has the container in a cgroup of that name below its scope, and no upward count is read.
+	for _, sub := range []string{"container", ""} {
+		if cg.Unified != "" {
+			dir := filepath.Join(cg.Unified, sub)
+			files = append(files, filepath.Join(dir, "memory.events.local"), filepath.Join(dir, "memory.events"))
+		}
+		if dir := cg.V1["memory"]; dir != "" {
+			files = append(files, filepath.Join(dir, sub, "memory.oom_control"))
+		}
 	}
 	for _, name := range files {
 		b, err := os.ReadFile(name)
