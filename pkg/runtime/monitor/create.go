@@ -230,6 +230,9 @@ func (c *container) delete(ctx context.Context) error {
 	if _, err := c.wait(ctx); err != nil {
 		return fmt.Errorf("processes do not end: %w", err)
 	}
+	if _, err := c.ctr.Process().Child().Wait(ctx); err != nil { // its state may be known from a former process
+		return fmt.Errorf("processes do not end: %w", err)
+	}
 	if err := c.execs.wait(ctx); err != nil {
 		return fmt.Errorf("execs do not end: %w", err)
 	}

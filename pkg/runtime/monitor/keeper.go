@@ -110,13 +110,13 @@ func (k *keeper) changing(ctx context.Context) error {
 	k.mu.Lock()
 	k.blockLocked()
 	if k.line != nil {
-		k.line.Close()
+		_ = k.line.CloseWrite() // what cri-monitor has said is still read, to the end
 	}
 	k.mu.Unlock()
 	return k.await(ctx)
 }
 
-// setLine sets the connection that changing closes.
+// setLine sets the connection that changing has ended.
 func (k *keeper) setLine(uc *net.UnixConn) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -97,7 +97,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
-	if s.lock, err = lockDir(cfg.StateDir); err != nil {
+	if s.lock, err = lockSoon(cfg.StateDir, cfg.Socket); err != nil {
 		return nil, err
 	}
 	if s.loop, err = stdio.New(cfg.Log); err != nil {
@@ -128,6 +128,24 @@ func (s *Server) recall(files map[string]int) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	s.takeBack(ctx, parts)
+}
+
+// deathTime is how long the lock of a process that is being killed may stay.
+const deathTime = 2 * time.Second
+
+// lockSoon takes the lock, for which it waits while nobody serves the socket: a process that was killed closes its
+// files one after the other.
+func lockSoon(dir, socket string) (*os.File, error) {
+	for end := time.Now().Add(deathTime); ; time.Sleep(time.Millisecond) {
+		f, err := lockDir(dir)
+		if !errdefs.IsAlreadyExists(err) || time.Now().After(end) {
+			return f, err
+		}
+		if c, derr := net.Dial("unix", socket); derr == nil {
+			c.Close()
+			return nil, err
+		}
+	}
 }
 
 // lockDir takes the flock(2) that keeps a second server away.
