@@ -3,7 +3,9 @@ package oci
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -140,7 +142,9 @@ func adjust(p *process, s *specs.Process) error {
 	}
 	path := fmt.Sprintf("/proc/%d/oom_score_adj", p.pid)
 	want := strconv.Itoa(*s.OOMScoreAdj)
-	if err := os.WriteFile(path, []byte(want), 0); err != nil && !p.ended() && !os.IsNotExist(err) {
+	err := os.WriteFile(path, []byte(want), 0)
+	// ESRCH: it has ended, and perhaps nobody has reaped it yet.
+	if err != nil && !p.ended() && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("oom_score_adj %s: %w", want, err)
 	}
 	return nil
