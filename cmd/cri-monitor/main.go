@@ -22,8 +22,8 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
-// build is set by the linker.
-var build = "dev"
+// version is set by the linker.
+var version = "dev"
 
 type options struct {
 	socket, stateDir, logFile string
@@ -48,7 +48,7 @@ func main() {
 	flag.BoolVar(&o.checkState, "check-state", false, "tell by the exit code whether the state described on standard input can be gone on with")
 	flag.Parse()
 	if o.version {
-		fmt.Println(build)
+		fmt.Println(version)
 		return
 	}
 	if err := run(&o); err != nil {
@@ -92,7 +92,7 @@ func serve(o *options) error {
 	}
 	defer engines.native.Close()
 	cfg := monitor.ServerConfig{
-		Socket: o.socket, StateDir: o.stateDir, Build: build, Log: log, Engine: engines.get, Reaper: r,
+		Socket: o.socket, StateDir: o.stateDir, Build: version, Log: log, Engine: engines.get, Reaper: r,
 		Replace: &upgrader{o, r}, Notify: os.Getenv("NOTIFY_SOCKET"), Stored: monitor.StoredFiles(),
 	}
 	var s *monitor.Server
@@ -118,7 +118,7 @@ func serve(o *options) error {
 		}
 	})
 	tellReady(nil)
-	log.Info("serving", "socket", o.socket, "pid", os.Getpid(), "build", build)
+	log.Info("serving", "socket", o.socket, "pid", os.Getpid(), "build", version)
 	err = s.Serve()
 	signal.Stop(o.terms)
 	close(o.terms)

@@ -33,6 +33,8 @@ type Config struct {
 	LogLevel    string
 	LogFormat   string
 	MonitorPath string
+	// MonitorUpgrade has a running cri-monitor of another version replaced in place.
+	MonitorUpgrade bool
 
 	CgroupDriver        string
 	DefaultCgroupParent string

@@ -71,6 +71,8 @@ func daemonOptions(c *Config) []*Option {
 			Doc: "Form of the server's log on stderr."},
 		{Key: "monitor_path", Flag: "monitor", value: text(&c.MonitorPath, "", "path", emptyOr(absolute)),
 			Doc: "The cri-monitor binary. Empty: beside cri-server's own binary."},
+		{Key: "monitor_upgrade", value: boolean(&c.MonitorUpgrade, true),
+			Doc: "Have a running cri-monitor go on in that binary when the server starts and it is of another version. Containers do not notice."},
 	}
 }
 

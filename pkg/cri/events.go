@@ -112,10 +112,18 @@ func (s *Server) followOnce(ctx context.Context) error {
 		return err
 	}
 	defer events.Close()
-	for {
+	seen := map[string]bool{}
+	for n := 0; ; n++ {
+		if n == events.Known {
+			s.missing(ctx, seen)
+			seen = nil
+		}
 		e, err := events.Next(ctx)
 		if err != nil {
 			return err
+		}
+		if n < events.Known {
+			seen[e.State.ID] = true
 		}
 		switch {
 		case e.Type == "deleted":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,29 +106,6 @@ func handlers(cfg *config.Config) (*handler.Table, error) {
 		list = append(list, h)
 	}
 	return handler.NewTable(list, cfg.DefaultRuntime)
-}
-
-// callMonitor connects to the node's cri-monitor and starts it if there is none.
-func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
-	path := s.cfg.MonitorPath
-	if path == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, err
-		}
-		path = filepath.Join(filepath.Dir(self), "cri-monitor")
-	}
-	dir := filepath.Join(s.cfg.State, "monitor")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	c, err := monitor.Launch(ctx, monitor.LaunchConfig{
-		Path: path, Socket: filepath.Join(dir, "monitor.sock"), StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cri-monitor: %w", err)
-	}
-	return c, nil
 }
 
 func (s *Server) openImages() (imagestore.Store, error) {

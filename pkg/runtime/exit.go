@@ -73,6 +73,8 @@ func apply(n *Container, st monitor.State) {
 		n.ExitCode, n.Reason, n.Message = codeStartError, ReasonStartError, st.StartError
 	case st.OOMKilled:
 		n.Reason = ReasonOOMKilled
+	case st.ExitUnknown:
+		n.Reason, n.Message = ReasonUnknown, "the container ended while cri-monitor was being replaced after a crash; before Linux 6.15 its exit code can't be read then"
 	case st.ExitCode == 0:
 		n.Reason = ReasonCompleted
 	default:

@@ -19,6 +19,9 @@ const swapTime = 30 * time.Second
 // retrySwap is how long to wait between two tries to start one.
 const retrySwap = 50 * time.Millisecond
 
+// unitTime is how long a service manager that has started cri-monitor may take to start the next one.
+const unitTime = 5 * time.Second
+
 // keeper holds, in the client's process, what goes on when cri-monitor dies: duplicates of the descriptors of each
 // container, and a description of it. Because of the duplicates no writer gets EPIPE and no terminal hangs up. It
 // starts the next cri-monitor, gives all that to it, and lets the client's calls wait meanwhile.
@@ -31,6 +34,7 @@ type keeper struct {
 
 	mu     sync.Mutex
 	pid    int           // the cri-monitor that has everything; 0: not known
+	unit   bool          // a service manager started it
 	line   *net.UnixConn // to it
 	ready  chan struct{} // closed while it answers
 	synced chan struct{} // closed while everything that it holds is kept here
@@ -55,8 +59,8 @@ func (c *Client) Keep(ctx context.Context, cfg LaunchConfig, log *slog.Logger) e
 	c.keeper = k
 	c.mu.Unlock()
 	synced := k.synced
-	if uc, err := c.connect(ctx); err == nil {
-		k.pid = peerPid(uc)
+	if uc, v, err := k.meet(ctx); err == nil {
+		k.pid, k.unit = v.Pid, v.Unit
 		uc.Close()
 	}
 	go k.run(own)
@@ -138,10 +142,10 @@ func (k *keeper) blockLocked() {
 	}
 }
 
-func (k *keeper) release(pid int) {
+func (k *keeper) release(pid int, unit bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.pid = pid
+	k.pid, k.unit = pid, unit
 	select {
 	case <-k.ready:
 	default:
@@ -161,9 +165,9 @@ func (k *keeper) run(ctx context.Context) {
 		k.block()
 		k.log.Warn("cri-monitor is lost", "containers", len(k.parts), "err", err)
 		for tries := 0; ; tries++ {
-			pid, err := k.swap(ctx)
-			if err == nil {
-				k.release(pid)
+			var v Version
+			if v, err = k.swap(ctx); err == nil {
+				k.release(v.Pid, v.Unit)
 				break
 			}
 			if ctx.Err() != nil {
@@ -259,22 +263,24 @@ func (k *keeper) drop() {
 	k.parts, k.journal = nil, part{}
 }
 
-// swap finds or starts the next cri-monitor, gives it what is kept and returns its pid. What the service manager has
-// given it already it keeps.
-func (k *keeper) swap(ctx context.Context) (int, error) {
+// swap finds or starts the next cri-monitor and gives it what is kept. What the service manager has given it already it
+// keeps.
+func (k *keeper) swap(ctx context.Context) (Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if err := launch(ctx, k.cfg); err != nil {
-		return 0, err
+	if k.unit {
+		k.awaitUnit(ctx)
 	}
-	uc, err := k.client.connect(ctx)
+	if err := launch(ctx, k.cfg); err != nil {
+		return Version{}, err
+	}
+	uc, v, err := k.meet(ctx)
 	if err != nil {
-		return 0, err
+		return v, err
 	}
 	defer uc.Close()
-	pid := peerPid(uc)
-	if pid != 0 && k.serves(uc) {
-		return pid, nil // only our connection was lost
+	if v.Pid == k.pid {
+		return v, nil // only our connection was lost
 	}
 	send := func(p part) error { return sendFrame(uc, kindRestore, 1, p.kept, frameTime, p.fds) }
 	if k.journal.fds != nil {
@@ -286,16 +292,38 @@ func (k *keeper) swap(ctx context.Context) (int, error) {
 		}
 	}
 	if err != nil {
-		return 0, lost(err)
+		return v, lost(err)
 	}
 	var answer restored
 	if err := roundTrip(ctx, uc, kindRestore, kept{Synced: true}, &answer); err != nil {
-		return 0, err
+		return v, err
 	}
 	for id, why := range answer.Failed {
 		k.log.Error("container was not taken back", "container", id, "err", why)
 	}
-	return pid, nil
+	return v, nil
+}
+
+// meet connects to the cri-monitor that answers now. Pid is as this process sees it.
+func (k *keeper) meet(ctx context.Context) (uc *net.UnixConn, v Version, err error) {
+	if uc, err = k.client.connect(ctx); err != nil {
+		return nil, v, err
+	}
+	if err = roundTrip(ctx, uc, kindVersion, nil, &v); err != nil {
+		uc.Close()
+		return nil, v, err
+	}
+	v.Pid = peerPid(uc)
+	return uc, v, nil
+}
+
+// awaitUnit waits until a cri-monitor answers, a while.
+func (k *keeper) awaitUnit(ctx context.Context) {
+	for end := time.Now().Add(unitTime); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
+		if answers(ctx, k.cfg.Socket) == nil {
+			return
+		}
+	}
 }
 
 // peerPid is the process that a connection goes to, 0 if that can't be known.

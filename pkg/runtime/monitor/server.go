@@ -80,7 +80,7 @@ type Server struct {
 func newServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
-		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now()},
+		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now(), Unit: cfg.Notify != ""},
 		oomScoreAdj: ownOOMScoreAdj(),
 		containers:  map[string]*container{},
 		conns:       map[*conn]struct{}{},
