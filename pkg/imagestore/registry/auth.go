@@ -101,7 +101,28 @@ func (h *hop) answer(ctx context.Context, challenges []string, used string) (str
 	return token, nil
 }
 
+// findOwn finds the node's credentials for this host, if the pull brought none.
+func (h *hop) findOwn(ctx context.Context) {
+	if h.owned || h.creds != (Credentials{}) {
+		return
+	}
+	h.owned = true
+	if h.Host.own != (Credentials{}) {
+		h.creds = h.Host.own
+		h.trail = append(h.trail, h.From+": auth of "+h.Address)
+		return
+	}
+	host := h.Address
+	if h.Server {
+		host = h.registry
+	}
+	creds, trail := lookup(ctx, h.cfg.AuthFiles, host, h.repository)
+	h.creds = creds
+	h.trail = append(h.trail, trail...)
+}
+
 func (h *hop) challenge(ctx context.Context, challenges []string) (string, error) {
+	h.findOwn(ctx)
 	if h.creds.RegistryToken != "" {
 		return "Bearer " + h.creds.RegistryToken, nil
 	}

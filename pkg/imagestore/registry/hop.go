@@ -27,6 +27,9 @@ type hop struct {
 	repository string
 	registry   string
 	creds      Credentials
+	// trail says which sources of credentials were looked at. owned: those of the node were.
+	trail []string
+	owned bool
 
 	mu    sync.Mutex
 	token string // the Authorization header's value, once a challenge was answered

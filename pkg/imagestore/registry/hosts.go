@@ -37,6 +37,13 @@ type Host struct {
 	// Header is sent with every request to this host.
 	Header      http.Header
 	DialTimeout time.Duration
+	// From is the file that says so, empty for a default.
+	From string
+
+	// own are credentials that the configuration has for this host, and rewrites its names for repositories; both of
+	// registries.yaml only.
+	own      Credentials
+	rewrites []rewrite
 }
 
 type hostFile struct {
@@ -52,10 +59,10 @@ type hostFile struct {
 // maxHostsFile bounds hosts.toml and each certificate file.
 const maxHostsFile = 1 << 20
 
-// LoadHosts returns the hosts to ask for content of the registry host, in order. Without configuration that is the
-// registry itself. A hosts.toml that can't be read or understood is an error: going on without it could bypass a mirror
+// LoadHosts returns the hosts to ask for content of the registry host, in order: as its directory in certsDirs says, or the
+// first of the registriesFiles (k3s's format) that exists. Without configuration that is the registry itself. A hosts.toml that can't be read or understood is an error: going on without it could bypass a mirror
 // or a CA that somebody relies on.
-func LoadHosts(certsDirs []string, host string) ([]Host, error) {
+func LoadHosts(certsDirs, registriesFiles []string, host string) ([]Host, error) {
 	for _, dir := range certsDirs {
 		if dir == "" {
 			continue
@@ -70,6 +77,9 @@ func LoadHosts(certsDirs []string, host string) ([]Host, error) {
 			}
 			return loadHostDir(d, host)
 		}
+	}
+	if hosts, err := loadRegistries(registriesFiles, host); err != nil || hosts != nil {
+		return hosts, err
 	}
 	return []Host{defaultHost(host)}, nil
 }
@@ -99,6 +109,9 @@ func loadHostDir(dir, host string) ([]Host, error) {
 	hosts, err := ParseHosts(b, dir, host)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", file, err, errdefs.ErrInvalidArgument)
+	}
+	for i := range hosts {
+		hosts[i].From = file
 	}
 	return hosts, nil
 }

@@ -117,7 +117,7 @@ func TestLoadHostsDirs(t *testing.T) {
 	for host, want := range map[string]string{
 		"a.example:5000": "one a.example:5000", "b.example:5000": "two b.example:5000", "a.example": "three a.example", "certs": "certs",
 	} {
-		hosts, err := LoadHosts([]string{dir}, host)
+		hosts, err := LoadHosts([]string{dir}, nil, host)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,14 +132,14 @@ func TestLoadHostsDirs(t *testing.T) {
 			t.Errorf("docker's layout: %+v", hosts[0])
 		}
 	}
-	if _, err := LoadHosts([]string{dir}, "broken"); err == nil {
+	if _, err := LoadHosts([]string{dir}, nil, "broken"); err == nil {
 		t.Error("a broken hosts.toml was passed over")
 	}
 	for host, want := range map[string][3]bool{ // http, skip verify, fallback
 		"localhost": {false, true, false}, "localhost:5000": {false, true, true}, "127.9.9.9:80": {true, false, false},
 		"[::1]:5000": {false, true, true}, "10.0.0.1:5000": {}, "localhost.example": {}, "r.example:80": {},
 	} {
-		hosts, err := LoadHosts(nil, host)
+		hosts, err := LoadHosts(nil, nil, host)
 		if err != nil || len(hosts) != 1 {
 			t.Fatal(hosts, err)
 		}

@@ -30,6 +30,12 @@ import (
 type Config struct {
 	// CertsDirs are directories with <host>/hosts.toml; the first that knows a host counts.
 	CertsDirs []string
+	// RegistriesFiles are in k3s's format and used for hosts that CertsDirs don't know: the first that exists counts.
+	// DefaultRegistriesFiles if nil.
+	RegistriesFiles []string
+	// AuthFiles, in docker's config.json format, have the node's own credentials, for pulls that bring none.
+	// DefaultAuthFiles if nil.
+	AuthFiles []string
 	// StallTimeout ends a transfer that delivers fewer than StallBytes bytes in that time; 60 s and 1 KiB if zero.
 	StallTimeout time.Duration
 	StallBytes   int64
@@ -61,6 +67,12 @@ func New(cfg Config) *Client {
 	def(&cfg.DialTimeout, 30*time.Second)
 	def(&cfg.Backoff, 500*time.Millisecond)
 	def(&cfg.MaxBackoff, time.Minute)
+	if cfg.RegistriesFiles == nil {
+		cfg.RegistriesFiles = DefaultRegistriesFiles
+	}
+	if cfg.AuthFiles == nil {
+		cfg.AuthFiles = DefaultAuthFiles
+	}
 	if cfg.StallBytes <= 0 {
 		cfg.StallBytes = 1 << 10
 	}
@@ -94,7 +106,7 @@ type Repository struct {
 // Repository reads the configuration of ref's registry and prepares the hops. Nothing is sent yet.
 func (c *Client) Repository(ref reference.Named, creds Credentials) (*Repository, error) {
 	host := reference.Domain(ref)
-	hosts, err := LoadHosts(c.cfg.CertsDirs, host)
+	hosts, err := LoadHosts(c.cfg.CertsDirs, c.cfg.RegistriesFiles, host)
 	if err != nil {
 		return nil, fmt.Errorf("registry %s: %w", host, err)
 	}
@@ -104,9 +116,12 @@ func (c *Client) Repository(ref reference.Named, creds Credentials) (*Repository
 		if err != nil {
 			return nil, fmt.Errorf("registry %s: host %s: %w", host, h.Address, err)
 		}
-		hp := &hop{Host: h, cfg: &c.cfg, repository: r.name, registry: host}
+		hp := &hop{Host: h, cfg: &c.cfg, repository: h.repositoryOn(r.name), registry: host}
 		if creds.forHost(host, h) {
 			hp.creds = creds
+			hp.trail = []string{"given with the pull"}
+		} else if creds != (Credentials{}) {
+			hp.trail = []string{"those given with the pull are for " + serverOr(creds, host)}
 		}
 		hp.http = &http.Client{Transport: tr, CheckRedirect: hp.checkRedirect}
 		r.hops = append(r.hops, hp)
@@ -137,4 +152,12 @@ func wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// serverOr is the host that credentials are for.
+func serverOr(c Credentials, registry string) string {
+	if s := serverHost(c.ServerAddress); s != "" {
+		return s
+	}
+	return registry
 }
