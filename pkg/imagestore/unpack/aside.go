@@ -15,9 +15,11 @@ import (
 const (
 	// maxAside is the size in bytes of what is called small.
 	maxAside = 64 << 10
-	// asideBatch is how many files go aside together: handing over each would cost as much as it gains.
+	// asideBatch and asideBytes are how many files, and bytes of them, go aside together: handing over each would cost as
+	// much as it gains.
 	asideBatch = 16
-	// asideWorkers take batches; that many more may wait. Each holds asideBatch descriptors and up to asideBatch × maxAside bytes.
+	asideBytes = 4 * maxAside
+	// asideWorkers take batches; one more may wait.
 	asideWorkers = 2
 )
 
@@ -28,12 +30,17 @@ type small struct {
 	data []byte
 }
 
+// batch is files and the memory that their data lie in.
+type batch struct {
+	files []small
+	slab  []byte
+}
+
 // workers is the goroutines of one Apply.
 type workers struct {
-	queue   chan []small
+	queue   chan *batch
 	running sync.WaitGroup
-	batch   []small
-	buffers sync.Pool
+	batch   *batch
 
 	mu    sync.Mutex
 	bytes int64
@@ -44,32 +51,38 @@ type workers struct {
 func (a *applier) aside(at place, fd int, hdr *tar.Header) error {
 	w := &a.workers
 	if w.queue == nil {
-		w.queue = make(chan []small, asideWorkers)
+		w.queue = make(chan *batch, 1)
 		for range asideWorkers {
 			w.running.Go(func() { a.work(w) })
 		}
 	}
-	buf, _ := w.buffers.Get().(*[]byte)
-	if buf == nil {
-		buf = new([]byte)
+	b := w.batch
+	if b != nil && (len(b.files) == asideBatch || len(b.slab)+int(hdr.Size) > asideBytes) {
+		w.queue <- b
+		b = nil
 	}
-	data := (*buf)[:0]
-	err := a.in.content(hdr.Size, func(b []byte) error {
-		data = append(data, b...)
+	if b == nil {
+		b = batches.Get().(*batch)
+		b.files, b.slab = b.files[:0], b.slab[:0]
+		w.batch = b
+	}
+	start := len(b.slab)
+	err := a.in.content(hdr.Size, func(p []byte) error {
+		b.slab = append(b.slab, p...)
 		return nil
 	})
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
+	data := b.slab[start:]
 	a.note('f', at.path(), hdr, hdr.Size, crc32.Checksum(data, castagnoli))
-	w.batch = append(w.batch, small{fd, hdr, data})
-	if len(w.batch) == asideBatch {
-		w.queue <- w.batch
-		w.batch = nil
-	}
+	b.files = append(b.files, small{fd, hdr, data})
 	return nil
 }
+
+// batches keeps what batches are made of over all Applies.
+var batches = sync.Pool{New: func() any { return &batch{slab: make([]byte, 0, asideBytes)} }}
 
 // failed returns the workers' first error so far.
 func (w *workers) failed() error {
@@ -79,17 +92,18 @@ func (w *workers) failed() error {
 }
 
 func (a *applier) work(w *workers) {
-	for batch := range w.queue {
+	for b := range w.queue {
 		var bytes int64
 		var first error
-		for _, s := range batch {
+		for _, s := range b.files {
 			n, err := a.finishSmall(s)
 			if err != nil && first == nil {
 				first = fmt.Errorf("entry %q: %w", short(s.hdr.Name), err)
 			}
 			bytes += n
-			w.buffers.Put(&s.data)
 		}
+		clear(b.files)
+		batches.Put(b)
 		w.mu.Lock()
 		w.bytes += bytes
 		if w.err == nil {
@@ -114,7 +128,7 @@ func (w *workers) wait() (int64, error) {
 	if w.queue == nil {
 		return 0, nil
 	}
-	if len(w.batch) > 0 {
+	if w.batch != nil {
 		w.queue <- w.batch
 		w.batch = nil
 	}
