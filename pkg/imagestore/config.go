@@ -27,7 +27,11 @@ type Config struct {
 	DiscardUnpackedLayers bool
 	// ConcurrentLayers is how many layers are fetched and unpacked at a time, over all pulls; 0 is max(4, 2 × CPUs).
 	ConcurrentLayers int
-	Limits           Limits
+	// Pinned are patterns of names whose images are pinned; see SetPinned, which changes them later.
+	Pinned []string
+	// ImportDir is a directory whose archives are imported in the background when the store opens; see Disk.ImportDir.
+	ImportDir string
+	Limits    Limits
 	// Registry has the registries' configuration directory and timeouts.
 	Registry registry.Config
 	Logger   *slog.Logger

@@ -31,6 +31,7 @@ import (
 //	open                        boot ID of the system that has or had the store open; gone after Close
 //	snapshots/KEY/…             writable layers
 //	images.json                 the table of images
+//	imported.json               the archives of the import directory that were imported
 //	ingest/, trash/             what is being made or removed; emptied when the store opens
 type Disk struct {
 	cfg    Config
@@ -48,6 +49,10 @@ type Disk struct {
 	closed  sync.Once
 	// checked: no check after an unclean stop is due.
 	checked atomic.Bool
+	// pinned are patterns of names.
+	pinned atomic.Pointer[[]string]
+	// importing is held by ImportDir.
+	importing sync.Mutex
 
 	pulls  flights[*Image]
 	layerF flights[struct{}]
@@ -94,6 +99,9 @@ func Open(cfg Config) (*Disk, error) {
 		damaged:   map[digest.Digest]bool{},
 		snapshots: map[string]*snapshotRecord{},
 	}
+	if err := s.SetPinned(cfg.Pinned); err != nil {
+		return nil, err
+	}
 	s.life, s.end = context.WithCancelCause(context.Background())
 	if err := s.openRoot(); err != nil {
 		s.unlock()
@@ -135,7 +143,17 @@ func (s *Disk) openRoot() error {
 	if err := s.load(); err != nil {
 		return err
 	}
-	return s.begin()
+	if err := s.begin(); err != nil {
+		return err
+	}
+	if s.cfg.ImportDir != "" {
+		s.running.Go(func() {
+			if err := s.ImportDir(s.life, s.cfg.ImportDir); err != nil && s.life.Err() == nil {
+				s.log.Error("image store: import directory", "error", err)
+			}
+		})
+	}
+	return nil
 }
 
 // takeLock refuses a second user of the root. The lock goes with the process, however it ends.

@@ -20,7 +20,7 @@ func (s *Disk) Get(ref string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.image(), nil
+	return s.image(r), nil
 }
 
 // List implements Store.
@@ -28,7 +28,7 @@ func (s *Disk) List() []*Image {
 	s.mu.RLock()
 	out := make([]*Image, 0, len(s.images))
 	for _, r := range s.images {
-		out = append(out, r.image())
+		out = append(out, s.image(r))
 	}
 	s.mu.RUnlock()
 	slices.SortFunc(out, func(a, b *Image) int { return strings.Compare(a.ID, b.ID) })
@@ -147,5 +147,5 @@ func (s *Disk) publish(r *record, names []string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return out.image(), nil
+	return s.image(out), nil
 }

@@ -42,7 +42,7 @@ func (s *Disk) DiskUsage() []ImageUsage {
 	}
 	var out []ImageUsage
 	for id, r := range s.images {
-		u := ImageUsage{ID: id.String(), Names: slices.Concat(r.Tags, r.Digests), Pinned: r.Pinned, Snapshots: snapshots[id]}
+		u := ImageUsage{ID: id.String(), Names: slices.Concat(r.Tags, r.Digests), Pinned: s.isPinned(r), Snapshots: snapshots[id]}
 		for _, d := range r.unique() {
 			n := s.blobs[d].allocated
 			u.Blobs += n
@@ -97,7 +97,7 @@ func (s *Disk) Prune(ctx context.Context, all bool) (Pruned, error) {
 			}
 		}
 		for id, r := range images {
-			if r.Pinned || used[id] || len(r.Tags) > 0 && !all {
+			if s.isPinned(r) || used[id] || len(r.Tags) > 0 && !all {
 				continue
 			}
 			gone = append(gone, id)
