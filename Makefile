@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: test-node all build deps assets tools critest-tools test critest demo lint torture bench clean
+.PHONY: test-node all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
@@ -73,7 +73,19 @@ torture: build tools bin/crictl
 	CRI_SERVER_E2E=1 CRI_SERVER_TORTURE=$(or $(RUNS),20) CRI_SERVER_SEED=$(SEED) \
 	  go test -count=1 -v -timeout 60m -exec $(CURDIR)/hack/as-root -run '^TestTorture$$' ./test/e2e
 
-bench: deps
+# cri-server beside containerd and CRI-O, all built here. QUICK=1 takes some five minutes, not some forty, and leaves the
+# published page alone, unless OUT=docs/bench says otherwise. TARGETS and PHASES choose: bin/cribench -h.
+BENCHOUT := $(or $(OUT),$(if $(QUICK),$(CACHE)/bench,docs/bench))
+bench: build assets bench-peers
+	go build -o bin/cribench ./test/bench/cribench
+	@hack/as-root bin/cribench $(if $(QUICK),-quick) -out $(BENCHOUT) -doc $(dir $(BENCHOUT))benchmarks.md \
+	  -targets '$(TARGETS)' -phases '$(PHASES)' -command 'make bench$(if $(QUICK), QUICK=1)$(if $(OUT), OUT=$(OUT))'
+
+bench-peers:
+	@test/bench/peers/build bin/peers bin/cni
+
+# The native engine beside runc and crun, without a server.
+bench-engine: deps
 	go build -o bin/enginebench ./test/bench/enginebench
 	@hack/as-root bin/enginebench
 

@@ -19,7 +19,7 @@ const cgroups = "/sys/fs/cgroup"
 // group is a cgroup that holds everything of one runtime: its daemon in "daemon", its pods below "pods". On cgroup v1 the
 // daemon is put into the cpuacct hierarchy only.
 type group struct {
-	path string // in the hierarchies, such as /cri-bench-1/crio
+	path string // in the hierarchies, such as /cri-node-bench-1/t3
 }
 
 func cgroup2() bool {

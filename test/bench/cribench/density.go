@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -26,6 +25,9 @@ type memory struct {
 	Growth float64 `json:"daemon_growth_per_pod"` // since there were no pods
 	Kernel float64 `json:"kernel_per_pod"`        // charged to the pods' cgroup; negative: not told
 }
+
+// listTimeout is far above what any list takes, but one that hangs.
+const listTimeout = 20 * time.Second
 
 const window = 20 // pods whose start is averaged
 
@@ -106,7 +108,7 @@ func listing(ctx context.Context, d *daemon, s size, r *result) error {
 		err := each(n, 4, func(i int) error {
 			p, err := d.sandbox(ctx, first+i+1, nil)
 			for c := 0; c < each10 && err == nil; c++ {
-				_, err = d.add(ctx, p, fmt.Sprintf("c%d", c), limits{cmd: []string{"sleep", "100000"}}, nil)
+				_, err = d.add(ctx, p, fmt.Sprintf("c%d", c), limits{}, nil)
 			}
 			return err
 		})
@@ -116,46 +118,59 @@ func listing(ctx context.Context, d *daemon, s size, r *result) error {
 		have += n * each10
 		settle(ctx)
 		l := lists{Containers: have}
-		if err := d.listAll(ctx, have, &l); err != nil {
+		err = d.listAll(ctx, have, &l)
+		r.Lists = append(r.Lists, l)
+		if err != nil {
 			return err
 		}
-		r.Lists = append(r.Lists, l)
 	}
 	return nil
 }
 
+// listAll calls each list again and again. One that fails ends it, with what was measured before kept.
 func (d *daemon) listAll(ctx context.Context, want int, l *lists) error {
 	m := meter(func(call string, took time.Duration) { record(&l.Calls, call, ms(took)) })
-	short := func(n, want int, err error) error {
+	complete := func(n int, err error) error {
 		if err == nil && n != want {
 			err = fmt.Errorf("%d of %d listed", n, want)
 		}
 		return err
 	}
-	for i := range 200 {
-		errs := []error{
-			m.do("ListContainers", func() error {
-				x, err := d.rt.ListContainers(ctx, &cri.ListContainersRequest{})
-				return short(len(x.GetContainers()), want, err)
-			}),
-			m.do("ListPodSandbox", func() error {
-				_, err := d.rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-				return err
-			})}
-		if i < 20 {
-			errs = append(errs, m.do("ListContainerStats", func() error {
-				x, err := d.rt.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
-				return short(len(x.GetStats()), want, err)
-			}), m.do("ListPodSandboxStats", func() error {
-				_, err := d.rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
-				return err
-			}))
-		}
-		if err := errors.Join(errs...); err != nil {
+	for _, c := range []struct {
+		name  string
+		times int
+		f     func(ctx context.Context) error
+	}{
+		{"ListContainers", 200, func(ctx context.Context) error {
+			x, err := d.rt.ListContainers(ctx, &cri.ListContainersRequest{})
+			return complete(len(x.GetContainers()), err)
+		}},
+		{"ListPodSandbox", 200, func(ctx context.Context) error {
+			_, err := d.rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 			return err
+		}},
+		{"ListContainerStats", 20, func(ctx context.Context) error {
+			x, err := d.rt.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
+			return complete(len(x.GetStats()), err)
+		}},
+		{"ListPodSandboxStats", 20, func(ctx context.Context) error {
+			_, err := d.rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
+			return err
+		}},
+	} {
+		for range c.times {
+			err := m.do(c.name, func() error {
+				ctx, cancel := context.WithTimeout(ctx, listTimeout)
+				defer cancel()
+				return c.f(ctx)
+			})
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func parent() string { return fmt.Sprintf("/cri-bench-%d", os.Getpid()) }
+// parent is named as the cgroups of test nodes are, which several runs at a time leave to each other.
+func parent() string { return fmt.Sprintf("/cri-node-bench-%d", os.Getpid()) }

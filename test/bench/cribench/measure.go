@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -19,6 +20,9 @@ type phase struct {
 	every bool // in every pass, not only in the first
 	run   func(ctx context.Context, d *daemon, s size, r *result) error
 }
+
+// phaseTimeout is for a runtime that hangs.
+const phaseTimeout = 10 * time.Minute
 
 var phases = []phase{
 	{"latency", true, latency},
@@ -36,6 +40,12 @@ func measure(ctx context.Context, o options) (*results, error) {
 	list, err := chosen(o)
 	if err != nil {
 		return nil, err
+	}
+	// Where the peers, whatever their configuration says, make directories.
+	for _, dir := range []string{"/etc", "/opt", "/var/lib", "/var/log"} {
+		if err := shield(dir); err != nil {
+			return nil, err
+		}
 	}
 	s, err := serve(o)
 	if err != nil {
@@ -108,7 +118,9 @@ func turn(ctx context.Context, o options, d *daemon, pass int, r *result) error 
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s ", p.name)
-		note(p.name, p.run(ctx, d, o.size, r))
+		pctx, cancel := context.WithTimeout(ctx, phaseTimeout)
+		note(p.name, p.run(pctx, d, o.size, r))
+		cancel()
 		if cerr := d.clean(ctx); cerr != nil {
 			note(p.name, cerr)
 			break
@@ -132,4 +144,19 @@ func hideUnified(t target) (show func(), err error) {
 			fmt.Fprintln(os.Stderr, "cribench: show", dir, "again:", err)
 		}
 	}, testnode.HideUnified()
+}
+
+// shield mounts an overlay on dir in which changes go to a tmpfs, and so away with this mount namespace.
+func shield(dir string) error {
+	layer := filepath.Join("/run/cribench/shield", dir)
+	upper, work := filepath.Join(layer, "upper"), filepath.Join(layer, "work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("overlay", dir, "overlay", 0, "lowerdir="+dir+",upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("overlay on %s: %w", dir, err)
+	}
+	return nil
 }

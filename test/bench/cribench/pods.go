@@ -189,10 +189,20 @@ func (d *daemon) clean(ctx context.Context) error {
 	}
 	err = each(len(l.Items), 8, func(i int) error {
 		id := l.Items[i].Id
+		// Killed first: CRI-O waits 30 s for what ignores SIGTERM.
+		c, err := d.rt.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+		if err != nil {
+			return err
+		}
+		for _, c := range c.Containers {
+			if _, err := d.rt.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: c.Id, Timeout: 1}); err != nil {
+				return err
+			}
+		}
 		if _, err := d.rt.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 			return err
 		}
-		_, err := d.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
+		_, err = d.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
 		return err
 	})
 	if err != nil {

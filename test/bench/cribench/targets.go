@@ -201,6 +201,6 @@ nri_listen = %q
 		in("exits"), in("attach"), in("nri.sock"), runtime("runc"), runtime("crun"))
 	file := filepath.Join(d.dir, "config.toml")
 	c := exec.Command(d.o.bin("peers/crio"), "--config", file, "--config-dir", "")
-	c.Env = append(os.Environ(), "CONTAINERS_REGISTRIES_CONF="+registries)
+	c.Env = append(os.Environ(), "CONTAINER_REGISTRIES_CONF="+registries, "CONTAINER_REGISTRIES_CONF_DIR="+d.dir)
 	return c, os.WriteFile(file, []byte(text), 0o644)
 }
