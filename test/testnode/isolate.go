@@ -47,7 +47,7 @@ func outer(clean func(int)) int {
 	// ^C reaches the whole foreground group; the inner run cleans up and ends, and this one waits for it.
 	signal.Ignore(syscall.SIGINT)
 	runtime.LockOSThread() // Pdeathsig counts the thread, not the process (prctl(2))
-	err := c.Run()
+	err := attend(c)
 	code := 0
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -68,6 +68,26 @@ func outer(clean func(int)) int {
 		clean(len(before))
 	}
 	return code
+}
+
+// attend runs c. SIGTERM is passed on to it: to die of that would kill it before it could clean up.
+func attend(c *exec.Cmd) error {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	defer signal.Stop(term)
+	if err := c.Start(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.Wait() }()
+	for {
+		select {
+		case s := <-term:
+			_ = c.Process.Signal(s)
+		case err := <-done:
+			return err
+		}
+	}
 }
 
 // Prepare makes the mount namespace, which the caller must have to itself, a node's: private propagation, an empty
