@@ -192,7 +192,7 @@ func TestMounts(t *testing.T) {
 		{"image_sub_path link that climbs stays inside", image("up"), nil, nil, errdefs.ErrNotFound},
 		{"image and host_path", func(in *Input, c *secctx) { image("")(in, c); in.Container.Mounts[0].HostPath = dir }, nil, nil, errdefs.ErrInvalidArgument},
 		{"image unsupported", with(&runtimeapi.Mount{Image: &runtimeapi.ImageSpec{}}), nil, nil, errdefs.ErrNotImplemented},
-		{"image_sub_path without image", with(&runtimeapi.Mount{HostPath: dir, ImageSubPath: "x"}), nil, nil, errdefs.ErrInvalidArgument},
+		{"image_sub_path without image", with(&runtimeapi.Mount{HostPath: dir, ImageSubPath: "x"}), data, dir + " rbind,rprivate,rw", nil},
 		{"takes the place of a default", with(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/sys/"}), mountOf("/sys"), dir + " rbind,rprivate,rw", nil},
 		{"a /dev of its own is whole", with(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/dev"}), mountOf("/dev/pts"), "", nil},
 		{"sysfs", nil, mountOf("/sys"), "sysfs nosuid,noexec,nodev,ro", nil},

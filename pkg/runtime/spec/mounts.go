@@ -173,9 +173,7 @@ func source(in *Input, s *specs.Spec, m *runtimeapi.Mount) (string, error) {
 	if m.GetImage() != nil {
 		return imageSource(in, s, m)
 	}
-	if m.GetImageSubPath() != "" {
-		return "", invalid("image_sub_path %q without image", m.GetImageSubPath())
-	}
+	// Without an image, image_sub_path means nothing; kubelet sets it to the subPath of any volume.
 	host := m.GetHostPath()
 	if !filepath.IsAbs(host) || strings.ContainsRune(host, 0) {
 		return "", invalid("host path %q is not absolute", host)
