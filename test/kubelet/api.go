@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,8 +24,10 @@ import (
 // afterwards are behaviours of the whole: what kubelet says of its pods, and how all of it ends.
 var afterwards = []behaviour{
 	{"exec with stdin and exit status, and port-forward, through kubelet", throughKubelet},
-	{"/stats/summary: pods and containers with cpu and memory", summary},
-	{"cadvisor, resource and probe metrics name the containers", metrics},
+	{"/stats/summary: pods and containers with cpu and memory", func(r *run) error { return r.summary(false) }},
+	{"/metrics/resource names the containers", func(r *run) error { return r.metric("/metrics/resource", memoryMetric) }},
+	{"with the gate PodAndContainerStatsFromCRI: network and processes in /stats/summary, names in /metrics/cadvisor", statsFromCRI},
+	{"with the gate EventedPLEG: a pod is Ready, its exit is seen", eventedPLEG},
 	{"images: unused ones are removed, used ones stay", collectGarbage},
 	{"pods removed: containers, sandboxes, cgroups and volumes gone", removal},
 	{"kubelet's log has no complaints about the runtime", complaints},
@@ -142,7 +145,9 @@ type summaryStats struct {
 	}
 }
 
-func summary(r *run) error {
+// summary checks kubelet's statistics. Without the gate it takes a pod's network and processes from cadvisor, which finds
+// them for containerd and CRI-O only.
+func (r *run) summary(gate bool) error {
 	return r.until(soon, func() error {
 		b, err := r.get("/stats/summary")
 		if err != nil {
@@ -158,10 +163,10 @@ func summary(r *run) error {
 			if !slices.Contains(everlasting, name) {
 				continue
 			}
-			if p.CPU.UsageCoreNanoSeconds == 0 || p.Memory.WorkingSetBytes == 0 || p.ProcessStats.ProcessCount == 0 {
+			if p.CPU.UsageCoreNanoSeconds == 0 || p.Memory.WorkingSetBytes == 0 || gate && p.ProcessStats.ProcessCount == 0 {
 				return fmt.Errorf("%s: %+v", name, p)
 			}
-			if name != "hostnet" && (p.Network.RxBytes == nil || p.Network.TxBytes == nil) {
+			if gate && name != "hostnet" && (p.Network.RxBytes == nil || p.Network.TxBytes == nil) {
 				return fmt.Errorf("%s has no network statistics", name)
 			}
 			for _, c := range p.Containers {
@@ -184,24 +189,56 @@ func summary(r *run) error {
 	})
 }
 
-func metrics(r *run) error {
-	for path, want := range map[string]string{
-		"/metrics/cadvisor": `container_cpu_usage_seconds_total\{container="web",.*pod="web-`,
-		"/metrics/resource": `container_memory_working_set_bytes\{container="web",.*pod="web-`,
-		"/metrics/probes":   `prober_probe_total\{container="web"`,
-	} {
-		err := r.until(soon, func() error {
-			m, err := r.get(path)
-			if err == nil && !regexp.MustCompile(want).Match(m) {
-				err = fmt.Errorf("%s: nothing matches %s", path, want)
+const (
+	memoryMetric = `container_memory_working_set_bytes\{container="web",.*pod="web-`
+	cpuMetric    = `container_cpu_usage_seconds_total\{(.*,)?container="web",.*pod="web-`
+)
+
+func (r *run) metric(path, want string) error {
+	return r.until(soon, func() error {
+		m, err := r.get(path)
+		if err == nil && !regexp.MustCompile(want).Match(m) {
+			err = fmt.Errorf("%s: nothing matches %s", path, want)
+		}
+		return err
+	})
+}
+
+// gated starts kubelet again with a feature gate for the time of a check.
+func (r *run) gated(gate string, check func() error) error {
+	r.gates = gate + ": true"
+	defer func() { r.gates = "" }()
+	if err := errors.Join(r.kubelet.stop(syscall.SIGTERM), r.kubelet.start(r.ctx)); err != nil {
+		return err
+	}
+	return check()
+}
+
+func statsFromCRI(r *run) error {
+	return r.gated("PodAndContainerStatsFromCRI", func() error {
+		return errors.Join(r.summary(true), r.metric("/metrics/cadvisor", cpuMetric))
+	})
+}
+
+func eventedPLEG(r *run) error {
+	return r.gated("EventedPLEG", func() error {
+		if err := r.place("late"); err != nil {
+			return err
+		}
+		if _, err := r.running("late", "late"); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(r.share, "stop-late"), nil, 0o644); err != nil {
+			return err
+		}
+		return r.until(soon, func() error {
+			p, err := r.pod("late")
+			if err == nil && p.Status.Phase != "Succeeded" {
+				err = fmt.Errorf("the pod has not succeeded: %v", p)
 			}
 			return err
 		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // removal ends all pods. kubelet removes their sandboxes once a minute.

@@ -18,7 +18,20 @@ var entry = regexp.MustCompile(`^([EW]\d{4} [0-9:.]+) +\d+ ([\w.-]+:\d+)\] (.*)$
 var accepted = []struct {
 	pattern *regexp.Regexp
 	reason  string
-}{}
+}{
+	{regexp.MustCompile(`with CrashLoopBackOff: `), "pods that are meant to"},
+	{regexp.MustCompile(`timed out after 1s.*sleep 77`), "a probe that is meant to"},
+	{regexp.MustCompile(`^Error while processing event .* no such file`), "cadvisor sees a cgroup that is gone again"},
+	{regexp.MustCompile(`failed to check if node is newer`), "there is no API server"},
+	{regexp.MustCompile(`code = NotFound desc = container .* not found`), "kubelet asks again for what it has removed"},
+	{regexp.MustCompile(`code = Canceled desc = context canceled`), "kubelet ends the probes of a pod that ends"},
+	{regexp.MustCompile(`no imagefs label for configured runtime`), "cadvisor knows the labels of containerd and CRI-O only"},
+	{regexp.MustCompile(`(?i)standalone`), "it is"},
+	{regexp.MustCompile(`Failed to set rlimit on max file handles`), "this root may not"},
+	{regexp.MustCompile(`Flexvolume plugin directory at .* Recreating|checkpoint is not found`), "a first start"},
+	{regexp.MustCompile(`Skipping pod synchronization.*may not have completed yet`), "the first second"},
+	{regexp.MustCompile(`failed to find pid namespace of init process`), "the machine's pid 1 is out of sight"},
+}
 
 // complaints lists the errors and warnings in kubelet's logs that nothing explains. While kubelet or cri-server were away, the
 // one may miss the other.

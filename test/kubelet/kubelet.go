@@ -22,7 +22,8 @@ import (
 type kubelet struct {
 	binary string
 	g      *ground
-	extra  string // further configuration, for the next start
+	gates  string // feature gates, for the next start
+	evict  string // further thresholds of eviction, for the next start
 
 	process *exec.Cmd
 	exited  chan struct{}
@@ -52,9 +53,11 @@ containerLogMaxFiles: 3
 containerLogMaxSize: 64Ki
 containerLogMonitorInterval: 3s
 containerRuntimeEndpoint: unix://%s
+crashLoopBackOff: {maxContainerRestartPeriod: 5s}
 evictionHard: {memory.available: 1Mi%s}
 failCgroupV1: false
 failSwapOn: false
+featureGates: {%s}
 fileCheckFrequency: 1s
 imageGCHighThresholdPercent: 100
 imageMinimumGCAge: 1s
@@ -66,7 +69,7 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 func (k *kubelet) start(ctx context.Context) error {
 	k.starts++
 	file := filepath.Join(k.g.Dir, "kubelet.yaml")
-	text := fmt.Sprintf(configuration, k.g.cgroup, k.g.Socket, k.extra, k.g.manifests)
+	text := fmt.Sprintf(configuration, k.g.cgroup, k.g.Socket, k.evict, k.gates, k.g.manifests)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
 	}

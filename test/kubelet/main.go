@@ -8,8 +8,8 @@
 // the systemd of a machine that is there for tests, such as the one of hack/node. The settings of the whole machine that
 // a kubelet writes are private files. The pods are in pods/; the binary is built from the module in kubelet/.
 //
-// Not covered, since kubelet refuses it for static pods or needs an API server for it: in-place resize, ephemeral
-// containers, config maps and secrets, eviction of pods.
+// Not covered, since kubelet refuses it for static pods or without an API server: in-place resize, recursive read-only
+// mounts, ephemeral containers, config maps and secrets, eviction of pods.
 package main
 
 import (

@@ -60,7 +60,7 @@ func (r *run) lasting() (map[string]string, error) {
 
 // undisturbed checks that pods stay what they are, and become ready again, while something else happens.
 func (r *run) undisturbed(happens func() error) error {
-	if err := podsRun(r); err != nil {
+	if err := r.allReady(5 * time.Second); err != nil {
 		return err
 	}
 	before, err := r.lasting()
@@ -127,9 +127,6 @@ func exitUnattended(r *run) error {
 	if err != nil {
 		return err
 	}
-	if err := podsRun(r); err != nil {
-		return err
-	}
 	err = r.undisturbed(func() error {
 		if err := r.KillServer(); err != nil {
 			return err
@@ -175,8 +172,8 @@ func collectGarbage(r *run) error {
 	if err != nil {
 		return err
 	}
-	r.extra = ", imagefs.available: 99.9%"
-	defer func() { r.extra = "" }()
+	r.evict = ", imagefs.available: 99.9%"
+	defer func() { r.evict = "" }()
 	if err := errors.Join(r.kubelet.stop(syscall.SIGTERM), r.kubelet.start(r.ctx)); err != nil {
 		return err
 	}
