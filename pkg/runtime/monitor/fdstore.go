@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -25,7 +24,7 @@ import (
 // but itself: "c/", the container's id, device and inode. A memfd "c/ID/state.N" tells their order, and what they
 // are; the highest N counts whose descriptors are all there. The journal is "journal.0" to "journal.2".
 type fdStore struct {
-	c     *net.UnixConn
+	fd    int
 	log   *slog.Logger
 	names map[string]map[string]bool // what is stored, by container
 	seq   uint64
@@ -35,15 +34,29 @@ func openFDStore(socket string, log *slog.Logger) *fdStore {
 	if socket == "" {
 		return nil
 	}
-	if strings.HasPrefix(socket, "@") {
-		socket = "\x00" + socket[1:]
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	fd, err := connectNotify(socket)
 	if err != nil {
 		log.Warn("the service manager keeps no descriptors", "err", err)
 		return nil
 	}
-	return &fdStore{c: c, log: log, names: map[string]map[string]bool{}, seq: uint64(time.Now().UnixNano())}
+	return &fdStore{fd: fd, log: log, names: map[string]map[string]bool{}, seq: uint64(time.Now().UnixNano())}
+}
+
+// connectNotify opens a socket to the manager. A send waits for it, but not for long.
+func connectNotify(socket string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	tv := unix.NsecToTimeval(keepTime.Nanoseconds())
+	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket}) // "@" is an abstract name
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // put stores v, and removes what is no longer part of it.
@@ -122,7 +135,11 @@ func (s *fdStore) send(text string, fd int) {
 	if fd >= 0 {
 		rights = unix.UnixRights(fd)
 	}
-	if _, _, err := s.c.WriteMsgUnix([]byte(text), rights, nil); err != nil {
+	err := unix.Sendmsg(s.fd, []byte(text), rights, nil, unix.MSG_NOSIGNAL)
+	for err == unix.EINTR {
+		err = unix.Sendmsg(s.fd, []byte(text), rights, nil, unix.MSG_NOSIGNAL)
+	}
+	if err != nil {
 		s.log.Error("the service manager takes no descriptors", "err", err)
 	}
 }

@@ -19,9 +19,6 @@ const swapTime = 30 * time.Second
 // retrySwap is how long to wait between two tries to start one.
 const retrySwap = 50 * time.Millisecond
 
-// unitTime is how long a service manager that has started cri-monitor may take to start the next one.
-const unitTime = 5 * time.Second
-
 // keeper holds, in the client's process, what goes on when cri-monitor dies: duplicates of the descriptors of each
 // container, and a description of it. Because of the duplicates no writer gets EPIPE and no terminal hangs up. It
 // starts the next cri-monitor, gives all that to it, and lets the client's calls wait meanwhile.
@@ -34,7 +31,6 @@ type keeper struct {
 
 	mu     sync.Mutex
 	pid    int           // the cri-monitor that has everything; 0: not known
-	unit   bool          // a service manager started it
 	line   *net.UnixConn // to it
 	ready  chan struct{} // closed while it answers
 	synced chan struct{} // closed while everything that it holds is kept here
@@ -60,7 +56,7 @@ func (c *Client) Keep(ctx context.Context, cfg LaunchConfig, log *slog.Logger) e
 	c.mu.Unlock()
 	synced := k.synced
 	if uc, v, err := k.meet(ctx); err == nil {
-		k.pid, k.unit = v.Pid, v.Unit
+		k.pid = v.Pid
 		uc.Close()
 	}
 	go k.run(own)
@@ -142,10 +138,10 @@ func (k *keeper) blockLocked() {
 	}
 }
 
-func (k *keeper) release(pid int, unit bool) {
+func (k *keeper) release(pid int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.pid, k.unit = pid, unit
+	k.pid = pid
 	select {
 	case <-k.ready:
 	default:
@@ -167,7 +163,7 @@ func (k *keeper) run(ctx context.Context) {
 		for tries := 0; ; tries++ {
 			var v Version
 			if v, err = k.swap(ctx); err == nil {
-				k.release(v.Pid, v.Unit)
+				k.release(v.Pid)
 				break
 			}
 			if ctx.Err() != nil {
@@ -268,9 +264,6 @@ func (k *keeper) drop() {
 func (k *keeper) swap(ctx context.Context) (Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if k.unit {
-		k.awaitUnit(ctx)
-	}
 	if err := launch(ctx, k.cfg); err != nil {
 		return Version{}, err
 	}
@@ -315,15 +308,6 @@ func (k *keeper) meet(ctx context.Context) (uc *net.UnixConn, v Version, err err
 	}
 	v.Pid = peerPid(uc)
 	return uc, v, nil
-}
-
-// awaitUnit waits until a cri-monitor answers, a while.
-func (k *keeper) awaitUnit(ctx context.Context) {
-	for end := time.Now().Add(unitTime); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
-		if answers(ctx, k.cfg.Socket) == nil {
-			return
-		}
-	}
 }
 
 // peerPid is the process that a connection goes to, 0 if that can't be known.

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +16,38 @@ import (
 
 // launchTime bounds the start of a cri-monitor.
 const launchTime = 15 * time.Second
+
+// unitFile is in the state directory of a cri-monitor that a service manager has started, and after its death will
+// start again; only that one gets the descriptors that the manager has kept.
+const unitFile = "unit"
+
+// unitTime is how long the service manager may take for that.
+const unitTime = 5 * time.Second
+
+func noteUnit(dir string, unit bool) error {
+	name := filepath.Join(dir, unitFile)
+	if unit {
+		return os.WriteFile(name, nil, 0o600)
+	}
+	if err := os.Remove(name); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return nil
+}
+
+// awaitUnit waits until the service manager has started cri-monitor, if it does that.
+func awaitUnit(ctx context.Context, c LaunchConfig) error {
+	var err error
+	for end := time.Now().Add(unitTime); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(2 * time.Millisecond) {
+		if err = answers(ctx, c.Socket); !errdefs.IsUnavailable(err) {
+			break
+		}
+		if _, serr := os.Stat(filepath.Join(c.StateDir, unitFile)); serr != nil {
+			break
+		}
+	}
+	return err
+}
 
 // LaunchConfig says how cri-monitor is started where no unit of the init system does it.
 type LaunchConfig struct {
@@ -41,7 +75,7 @@ func Launch(ctx context.Context, c LaunchConfig) (*Client, error) {
 func launch(ctx context.Context, c LaunchConfig) error {
 	ctx, cancel := context.WithTimeout(ctx, launchTime)
 	defer cancel()
-	if err := answers(ctx, c.Socket); !errdefs.IsUnavailable(err) {
+	if err := awaitUnit(ctx, c); !errdefs.IsUnavailable(err) {
 		return err
 	}
 	args := []string{"--socket", c.Socket, "--state-dir", c.StateDir, "--detach"}

@@ -80,7 +80,7 @@ type Server struct {
 func newServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Log,
-		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now(), Unit: cfg.Notify != ""},
+		version:     Version{Protocol: protocolMax, Build: cfg.Build, Pid: os.Getpid(), Started: time.Now()},
 		oomScoreAdj: ownOOMScoreAdj(),
 		containers:  map[string]*container{},
 		conns:       map[*conn]struct{}{},
@@ -105,6 +105,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s.recall(cfg.Stored)
+	if err := noteUnit(cfg.StateDir, cfg.Notify != ""); err != nil {
+		s.log.Warn("cri-server does not learn that a service manager starts this program", "err", err)
+	}
 	if s.ln, err = listen(cfg.Socket); err != nil {
 		s.lock.Close()
 		return nil, err

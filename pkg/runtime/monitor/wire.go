@@ -23,8 +23,6 @@ type Version struct {
 	Build    string    `json:"build"`
 	Pid      int       `json:"pid"`
 	Started  time.Time `json:"started"`
-	// Unit: a service manager started it, and starts the next one.
-	Unit bool `json:"unit,omitempty"`
 }
 
 // hello opens a connection: the client offers a range, the server answers with Min = Max = the version to speak.

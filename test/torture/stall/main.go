@@ -1,0 +1,209 @@
+// Command stall measures what a container notices when the programs that hold it are killed: a container writes lines
+// at a steady rate while cri-server and cri-monitor get SIGKILL again and again, and its log is rotated. It reports the
+// longest write(2) and compares the log with what was written, byte by byte.
+//
+//	stall [-for 5m] [-rate 20] [-server 1s] [-monitor 5s] [-unit=false]
+//
+// With -unit cri-monitor is started, and started again, as systemd does it for a unit with a descriptor store, so that
+// both may die at once. Without, cri-server starts it, and the kills of cri-monitor wait until cri-server is up.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/test/images"
+	"github.com/seed-9a14075a/cri-server/test/testnode"
+)
+
+type options struct {
+	length, server, monitor time.Duration
+	rate                    float64 // MB/s
+	unit                    bool
+	write, out              string
+}
+
+func main() {
+	var o options
+	flag.DurationVar(&o.length, "for", 20*time.Second, "how long the container writes")
+	flag.DurationVar(&o.server, "server", time.Second, "time between two kills of cri-server; 0: none")
+	flag.DurationVar(&o.monitor, "monitor", 5*time.Second, "time between two kills of cri-monitor; 0: none")
+	flag.Float64Var(&o.rate, "rate", 20, "MB/s that the container writes")
+	flag.BoolVar(&o.unit, "unit", true, "run cri-monitor as a unit with a descriptor store")
+	flag.StringVar(&o.write, "write", "", "be the program in the container, and tell in this `file` what was written")
+	flag.Parse()
+	if o.write != "" {
+		if err := write(&o); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := testnode.Isolate(nil); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if err := run(&o); err != nil {
+		fmt.Fprintln(os.Stderr, "stall:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o *options) (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	go reapOrphans()
+	repo, err := filepath.Abs(".")
+	if err != nil {
+		return err
+	}
+	var u *unit
+	if o.unit {
+		if u, err = startUnit(filepath.Join(repo, "bin", "cri-monitor"), "/run/cri-server/monitor"); err != nil {
+			return err
+		}
+	}
+	n, err := testnode.Start(ctx, testnode.Options{Repo: repo})
+	if err != nil {
+		if u != nil {
+			u.stop()
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			b, _ := os.ReadFile("/run/cri-server/monitor/monitor.log")
+			fmt.Fprintf(os.Stderr, "stall: %v\n%s\n%s\n", err, n.LogTail(), b[max(0, len(b)-4000):])
+		}
+		_, rerr := n.RemovePods(context.WithoutCancel(ctx))
+		err = errors.Join(err, rerr, n.StopServer())
+		if u != nil {
+			u.stop()
+		}
+		err = errors.Join(err, n.Stop())
+	}()
+	w, err := startWriter(ctx, n, o)
+	if err != nil {
+		return err
+	}
+	k := &killer{n: n, o: o, u: u}
+	kerr := k.run(ctx, w)
+	if err := w.finish(ctx, n); err != nil {
+		return errors.Join(kerr, err)
+	}
+	fmt.Printf("%d kills of cri-server, %d of cri-monitor\n", k.servers, k.monitors)
+	return errors.Join(kerr, w.report())
+}
+
+// killer kills in turn until the writer has ended.
+type killer struct {
+	n                 *testnode.Node
+	o                 *options
+	u                 *unit
+	servers, monitors int
+}
+
+func (k *killer) run(ctx context.Context, w *writer) error {
+	server, monitor := ticker(k.o.server), ticker(k.o.monitor)
+	rotate := time.NewTicker(2 * time.Second)
+	defer rotate.Stop()
+	for {
+		select {
+		case <-w.ended():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-server:
+			if err := k.n.KillServer(); err != nil {
+				return err
+			}
+			k.servers++
+			if k.u != nil && k.servers%5 == 0 && k.o.monitor > 0 { // both at once
+				k.u.kill()
+				k.monitors++
+			}
+			if err := k.n.StartServer(ctx); err != nil {
+				return err
+			}
+		case <-monitor:
+			if err := k.killMonitor(); err != nil {
+				return err
+			}
+			k.monitors++
+		case <-rotate.C:
+			if err := w.rotate(ctx, k.n); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func ticker(d time.Duration) <-chan time.Time {
+	if d <= 0 {
+		return nil
+	}
+	return time.NewTicker(d).C
+}
+
+func (k *killer) killMonitor() error {
+	if k.u != nil {
+		k.u.kill()
+		return nil
+	}
+	for _, p := range testnode.Descendants(os.Getpid()) {
+		if strings.Contains(p.Cmdline, "cri-monitor --socket") && !p.Zombie {
+			return unix.Kill(p.Pid, unix.SIGKILL)
+		}
+	}
+	return errors.New("no cri-monitor")
+}
+
+// startWriter runs this program in a container.
+func startWriter(ctx context.Context, n *testnode.Node, o *options) (*writer, error) {
+	image := &cri.ImageSpec{Image: "registry.k8s.io/" + images.Busybox}
+	if _, err := n.Image.PullImage(ctx, &cri.PullImageRequest{Image: image}); err != nil {
+		return nil, fmt.Errorf("pull: %w", err)
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{dir: filepath.Join(n.Dir, "tmp", "stall")}
+	for _, d := range []string{"logs", "result"} {
+		if err := os.MkdirAll(filepath.Join(w.dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	pod := &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "stall", Namespace: "test", Uid: "stall"},
+		LogDirectory: filepath.Join(w.dir, "logs"), Linux: &cri.LinuxPodSandboxConfig{}}
+	p, err := n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod})
+	if err != nil {
+		return nil, fmt.Errorf("run pod: %w", err)
+	}
+	c, err := n.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.PodSandboxId, SandboxConfig: pod, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "writer"}, Image: image, LogPath: "writer.log", Linux: &cri.LinuxContainerConfig{},
+		Command: []string{"/stall", "-write", "/result/written", "-for", o.length.String(), "-rate", fmt.Sprint(o.rate)},
+		Mounts: []*cri.Mount{{HostPath: self, ContainerPath: "/stall", Readonly: true},
+			{HostPath: filepath.Join(w.dir, "result"), ContainerPath: "/result"}},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	w.id = c.ContainerId
+	_, err = n.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: w.id})
+	return w, err
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/test/testnode"
+)
+
+// unit runs cri-monitor as systemd runs a unit with FileDescriptorStoreMax=, Type=notify, Restart=on-failure and
+// RestartSec=0: it keeps descriptors under their names, ignores one that it has already, and hands all of them to the next
+// process.
+type unit struct {
+	path, dir string
+	notify    *net.UnixConn
+
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	ready chan struct{} // closed when the present process has said so
+	ended chan struct{}
+	over  bool
+	names []string
+	fds   []*os.File
+}
+
+func startUnit(path, dir string) (*unit, error) {
+	u := &unit{path: path, dir: dir, ended: make(chan struct{})}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if u.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"}); err != nil {
+		return nil, err
+	}
+	go u.listen()
+	if err := u.start(); err != nil {
+		return nil, err
+	}
+	go u.keep()
+	u.mu.Lock()
+	ready := u.ready
+	u.mu.Unlock()
+	select {
+	case <-ready:
+		return u, nil
+	case <-time.After(10 * time.Second):
+		return nil, fmt.Errorf("cri-monitor is not ready")
+	}
+}
+
+func (u *unit) start() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	args := []string{"--socket", filepath.Join(u.dir, "monitor.sock"), "--state-dir", u.dir}
+	// $$ stays the same over exec, as LISTEN_PID must be.
+	c := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`, u.path}, args...)...)
+	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET=" + filepath.Join(u.dir, "notify"),
+		"LISTEN_FDS=" + strconv.Itoa(len(u.fds)), "LISTEN_FDNAMES=" + strings.Join(u.names, ":")}
+	c.ExtraFiles = u.fds
+	log, err := os.OpenFile(filepath.Join(u.dir, "monitor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c.Stdout, c.Stderr = log, log
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	u.ready = make(chan struct{})
+	if err := c.Start(); err != nil {
+		return err
+	}
+	u.cmd = c
+	return nil
+}
+
+// keep starts the next process when one has died.
+func (u *unit) keep() {
+	defer close(u.ended)
+	for {
+		_ = u.cmd.Wait()
+		u.mu.Lock()
+		over := u.over
+		u.mu.Unlock()
+		if over {
+			return
+		}
+		if err := u.start(); err != nil {
+			fmt.Fprintln(os.Stderr, "stall: cri-monitor:", err)
+			return
+		}
+	}
+}
+
+func (u *unit) kill() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_ = u.cmd.Process.Kill()
+}
+
+func (u *unit) stop() {
+	u.mu.Lock()
+	u.over = true
+	_ = u.cmd.Process.Signal(syscall.SIGTERM)
+	u.mu.Unlock()
+	select {
+	case <-u.ended:
+	case <-time.After(5 * time.Second):
+		u.kill()
+		<-u.ended
+	}
+	u.notify.Close()
+}
+
+func (u *unit) listen() {
+	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*16))
+	for {
+		n, oobn, _, _, err := u.notify.ReadMsgUnix(b, oob)
+		if err != nil {
+			return
+		}
+		var files []*os.File
+		if messages, err := syscall.ParseSocketControlMessage(oob[:oobn]); err == nil {
+			for i := range messages {
+				fds, _ := syscall.ParseUnixRights(&messages[i])
+				for _, fd := range fds {
+					files = append(files, os.NewFile(uintptr(fd), "kept"))
+				}
+			}
+		}
+		u.told(b[:n], files)
+	}
+}
+
+func (u *unit) told(message []byte, files []*os.File) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	said := map[string]string{}
+	for field := range bytes.SplitSeq(message, []byte("\n")) {
+		k, v, _ := strings.Cut(string(field), "=")
+		said[k] = v
+	}
+	if said["READY"] == "1" {
+		close(u.ready)
+	}
+	name := said["FDNAME"]
+	if said["FDSTOREREMOVE"] == "1" {
+		for i := len(u.names) - 1; i >= 0; i-- {
+			if u.names[i] == name {
+				u.fds[i].Close()
+				u.names, u.fds = append(u.names[:i], u.names[i+1:]...), append(u.fds[:i], u.fds[i+1:]...)
+			}
+		}
+	}
+	for _, f := range files {
+		if said["FDSTORE"] != "1" || said["FDPOLL"] != "0" || u.has(f) {
+			f.Close()
+			continue
+		}
+		u.names, u.fds = append(u.names, name), append(u.fds, f)
+	}
+}
+
+// has tells whether the same open file is there already, by kcmp(2), as systemd does.
+func (u *unit) has(f *os.File) bool {
+	pid := uintptr(os.Getpid())
+	for _, old := range u.fds {
+		const kcmpFile = 0
+		r, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, old.Fd(), f.Fd(), 0)
+		if errno == 0 && r == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// reapOrphans does what init does for the processes of a cri-monitor that was killed. They lead sessions of their own,
+// unlike what this program starts.
+func reapOrphans() {
+	own, _ := unix.Getsid(0)
+	for ; ; time.Sleep(2 * time.Millisecond) {
+		for _, p := range testnode.Descendants(os.Getpid()) {
+			if sid, err := unix.Getsid(p.Pid); p.Zombie && err == nil && sid != own {
+				_, _ = unix.Wait4(p.Pid, nil, unix.WNOHANG|unix.WALL, nil)
+			}
+		}
+	}
+}
