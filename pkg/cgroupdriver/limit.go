@@ -25,6 +25,7 @@ func (d *cgroupfs) plan(cg *engine.Cgroup, r *specs.LinuxResources, update bool)
 	for name, given := range map[string]bool{
 		"network": r.Network != nil && (r.Network.ClassID != nil || len(r.Network.Priorities) > 0),
 		"rdma":    len(r.Rdma) > 0,
+		//lint:ignore SA1019 refused by name
 		"memory.kernel": r.Memory != nil && (r.Memory.Kernel != nil && *r.Memory.Kernel != 0 ||
 			r.Memory.KernelTCP != nil && *r.Memory.KernelTCP != 0),
 		"blockIO.leafWeight": r.BlockIO != nil && r.BlockIO.LeafWeight != nil,

@@ -264,7 +264,9 @@ func TestScrapeNamesDevices(t *testing.T) {
 	if f == nil || f.bytes == 0 || f.device == "" {
 		t.Errorf("got %+v", f)
 	}
-	if l.filesystem("/does/not/exist") != nil || l.filesystem("/does/not/exist") != nil {
-		t.Error("a file system from nowhere")
+	for range 2 { // the second answer is a kept one
+		if l.filesystem("/does/not/exist") != nil {
+			t.Error("a file system from nowhere")
+		}
 	}
 }

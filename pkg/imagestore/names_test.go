@@ -79,7 +79,7 @@ func TestNamesMove(t *testing.T) {
 	s := open(t, cfg)
 	repo, id := srv.Host+"/a/img", one.ID
 	pull(t, s, repo)
-	img := pull(t, s, repo+":v1")
+	pull(t, s, repo+":v1")
 	byDigest := repo + "@" + one.Manifest.Digest.String()
 
 	// The image a tag was on keeps its other names.
@@ -115,7 +115,7 @@ func TestNamesMove(t *testing.T) {
 
 	// All of that is there after a restart.
 	s = open(t, cfg)
-	img, err = s.Get("docker.io/other/name:latest")
+	img, err := s.Get("docker.io/other/name:latest")
 	if err != nil || !img.Pinned || img.ID != id.String() || !slices.Equal(img.RepoTags, []string{"docker.io/other/name:latest"}) {
 		t.Errorf("after a restart: %+v %v", img, err)
 	}

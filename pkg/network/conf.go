@@ -128,7 +128,8 @@ func load(path string) (*confList, error) {
 	} else {
 		var c *libcni.PluginConfig
 		if c, err = libcni.NetworkPluginConfFromBytes(b); err == nil {
-			l, err = libcni.ConfListFromConf(c) //nolint:staticcheck // the form is old, but people have it
+			//lint:ignore SA1019 the form is old, but people have it
+			l, err = libcni.ConfListFromConf(c)
 		}
 	}
 	if err != nil {

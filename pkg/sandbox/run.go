@@ -216,7 +216,7 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 		return fmt.Errorf("pause: cgroup: %w", err)
 	}
 	defer s.cfg.Cgroups.Settle(sb.CgroupPath, 0) // how pause ends does not matter
-	if h.OCI == nil { // an OCI runtime compiles for itself
+	if h.OCI == nil {                            // an OCI runtime compiles for itself
 		if sp.Linux.Seccomp != nil {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
 				return fmt.Errorf("pause: seccomp: %w", err)

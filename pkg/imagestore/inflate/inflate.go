@@ -52,7 +52,6 @@ type Decoder struct {
 	src      []byte
 	pos, end int
 	eof      bool
-	err      error
 	// bits has the next nbits bits of the stream, the first in the lowest bit.
 	bits  uint64
 	nbits uint

@@ -107,7 +107,7 @@ func (c *container) start(ctx context.Context) (State, error) {
 func (c *container) exited(status reaper.Status) {
 	finished := time.Now()
 	c.starting.Lock() // a Start under way publishes first
-	c.starting.Unlock()
+	c.starting.Unlock() //lint:ignore SA2001 only waited for
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	oom := false

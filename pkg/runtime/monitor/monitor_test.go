@@ -32,7 +32,6 @@ type node struct {
 	*Client
 	t      testing.TB
 	s      *Server
-	log    *bytes.Buffer
 	dir    string
 	socket string
 }

@@ -140,6 +140,7 @@ func TestProfiles(t *testing.T) {
 			c.Seccomp = &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
 		}
 	}
+	//lint:ignore SA1019 the CRI keeps the old field as a fallback
 	old := func(p string) func(*Input, *secctx) { return func(_ *Input, c *secctx) { c.SeccompProfilePath = p } }
 	action := func(s *specs.Spec) any {
 		if s.Linux.Seccomp == nil {

@@ -146,6 +146,7 @@ func pauseUser(sc *runtimeapi.LinuxSandboxSecurityContext, mapped []specs.LinuxI
 // sandboxSecurity: pause runs under the pod's profile, and under the default one where none is named.
 func sandboxSecurity(in *SandboxInput, s *specs.Spec) error {
 	sc := in.Pod.GetLinux().GetSecurityContext()
+	//lint:ignore SA1019 the CRI keeps the old field as a fallback
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)

@@ -40,6 +40,7 @@ func profile(p *runtimeapi.SecurityProfile, deprecated string) (*runtimeapi.Secu
 // setSeccomp must come after the capabilities: RuntimeDefault depends on them. No profile means unconfined, as the
 // proto says; the kubelet sends RuntimeDefault where the pod or its --seccomp-default asks for it.
 func setSeccomp(in *Input, s *specs.Spec) error {
+	//lint:ignore SA1019 the CRI keeps the old field as a fallback
 	p, err := profile(in.security().GetSeccomp(), in.security().GetSeccompProfilePath())
 	if err != nil || in.privileged() {
 		return err
@@ -64,6 +65,7 @@ func seccompProfile(h *Host, p *runtimeapi.SecurityProfile, caps []string) (*spe
 }
 
 func setAppArmor(in *Input, s *specs.Spec) error {
+	//lint:ignore SA1019 the CRI keeps the old field as a fallback
 	p, err := profile(in.security().GetApparmor(), in.security().GetApparmorProfile())
 	if err != nil {
 		return err
