@@ -10,6 +10,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/imagetest"
 )
 
@@ -25,6 +27,7 @@ func bench(ctx context.Context, o options) (err error) {
 		if err := mountLoop(o.dir); err != nil {
 			return err
 		}
+		defer func() { _ = unix.Unmount(o.dir, unix.MNT_DETACH) }() // before the directory is removed
 	}
 	srv, err := imagetest.Serve("127.0.0.1:5077")
 	if err != nil {
