@@ -8,11 +8,9 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
 )
 
-// fullReads is after how many full reads in a row a pipe is made larger, so that a busy writer needs fewer switches.
-const fullReads = 4
-
-// defaultPipe is the size of a new pipe, see pipe(7).
-const defaultPipe = 64 << 10
+// busyRate is how many bytes a container writes within a second before its pipe is made larger: so that it needs fewer
+// switches, and does not notice when nobody reads for a moment because this process is replaced.
+const busyRate = 1 << 20
 
 // output is a stream that the container writes.
 type output struct {
@@ -21,8 +19,9 @@ type output struct {
 	stream logs.Stream
 	tty    bool
 	eof    bool
-	direct bool // it can't be spliced from
-	full   int8 // full reads in a row; negative: the pipe was enlarged, or can't be
+	direct bool  // it can't be spliced from
+	since  int64 // when sum began, in ns since 1970
+	sum    int   // bytes since then; negative: the pipe was enlarged, or can't be
 }
 
 func (o *output) ready(uint32) { o.read() }
@@ -32,7 +31,7 @@ func (o *output) read() bool {
 	p, now, err := o.take()
 	switch {
 	case len(p) > 0:
-		o.grow(len(p))
+		o.grow(len(p), now)
 		o.s.deliver(now, o.stream, p)
 		return true
 	case again(err):
@@ -94,17 +93,17 @@ func (o *output) take() (p []byte, now time.Time, err error) {
 	return o.l.buf[:n], now, nil
 }
 
-// grow enlarges the pipe of a container that writes faster than it is read.
-func (o *output) grow(n int) {
-	switch {
-	case o.full < 0 || o.tty:
-	case n < defaultPipe:
-		o.full = 0
-	default:
-		if o.full++; o.full == fullReads {
-			_, _ = unix.FcntlInt(uintptr(o.fd), unix.F_SETPIPE_SZ, busyPipe) // EPERM over the user's limit
-			o.full = -1
-		}
+// grow enlarges the pipe of a container that writes much. now is zero for output that is thrown away.
+func (o *output) grow(n int, now time.Time) {
+	if o.sum < 0 || o.tty || now.IsZero() {
+		return
+	}
+	if at := now.UnixNano(); at-o.since > int64(time.Second) {
+		o.since, o.sum = at, 0
+	}
+	if o.sum += n; o.sum >= busyRate {
+		_, _ = unix.FcntlInt(uintptr(o.fd), unix.F_SETPIPE_SZ, busyPipe) // EPERM over the user's limit
+		o.sum = -1 // once
 	}
 }
 
