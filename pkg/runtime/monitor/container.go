@@ -106,7 +106,7 @@ func (c *container) start(ctx context.Context) (State, error) {
 // exited brings the container to its end: its init was reaped.
 func (c *container) exited(status reaper.Status) {
 	finished := time.Now()
-	c.starting.Lock() // a Start under way publishes first
+	c.starting.Lock()   // a Start under way publishes first
 	c.starting.Unlock() //lint:ignore SA2001 only waited for
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()

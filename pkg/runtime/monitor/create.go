@@ -87,6 +87,12 @@ func (s *Server) reserve(id string, v *savedContainer) (*container, error) {
 	return c, nil
 }
 
+// forgetter is an engine that has a memory of its own, from which a create that the death of a cri-monitor has cut short
+// must be taken before it can be done again.
+type forgetter interface {
+	Forget(ctx context.Context, id, dir string) error
+}
+
 func (s *Server) forget(c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,10 +143,16 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 		req.Spec.Process.OOMScoreAdj = &c.s.oomScoreAdj
 	}
 	c.oomScoreAdj = req.Spec.Process.OOMScoreAdj
-	ctr, err := eng.Create(ctx, &engine.Config{
+	config := &engine.Config{
 		ID: req.ID, Spec: req.Spec, Rootfs: req.Rootfs, Seccomp: req.Seccomp, Cgroup: req.Cgroup, Dir: c.dir,
 		Stdin: pipes.theirs[0], Stdout: pipes.theirs[1], Stderr: pipes.theirs[2],
-	})
+	}
+	ctr, err := eng.Create(ctx, config)
+	if f, ok := eng.(forgetter); ok && errdefs.IsAlreadyExists(err) {
+		if err = f.Forget(ctx, req.ID, c.dir); err == nil {
+			ctr, err = eng.Create(ctx, config)
+		}
+	}
 	pipes.closeTheirs()
 	if err != nil {
 		pipes.closeOurs()

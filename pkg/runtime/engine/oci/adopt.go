@@ -113,3 +113,13 @@ func (c *container) status(ctx context.Context) specs.ContainerState {
 	}
 	return st.Status
 }
+
+// Forget has the runtime kill and delete a container that nobody goes on with: its create was cut short by the death of
+// the process that carried it out. dir is an empty directory.
+func (e *Engine) Forget(ctx context.Context, id, dir string) error {
+	c := &container{engine: e, id: id, dir: dir}
+	if err := c.forget(ctx); err != nil {
+		return fmt.Errorf("forget %s: %w", id, err)
+	}
+	return nil
+}

@@ -103,7 +103,7 @@ func (o *output) grow(n int, now time.Time) {
 	}
 	if o.sum += n; o.sum >= busyRate {
 		_, _ = unix.FcntlInt(uintptr(o.fd), unix.F_SETPIPE_SZ, busyPipe) // EPERM over the user's limit
-		o.sum = -1 // once
+		o.sum = -1                                                       // once
 	}
 }
 
