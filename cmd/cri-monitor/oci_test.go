@@ -157,10 +157,16 @@ func TestUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = notify.SetReadDeadline(time.Now().Add(10 * time.Second))
-	b := make([]byte, 256)
-	got, err := notify.Read(b)
-	if err != nil || !strings.HasPrefix(string(b[:got]), "READY=1\n") {
-		t.Errorf("notified %q %v", b[:got], err)
+	for b := make([]byte, 4096); ; { // what it puts into the descriptor store comes before
+		got, err := notify.Read(b)
+		if err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			t.Fatalf("never told that it is ready: %v", err)
+		}
+		if strings.HasPrefix(string(b[:got]), "READY=1\n") {
+			break
+		}
 	}
 	c, err := monitor.Dial(t.Context(), filepath.Join(dir, "s"))
 	if err != nil {
