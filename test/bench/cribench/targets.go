@@ -83,7 +83,7 @@ func output(name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func ours(o options) string { return output(o.bin("cri-server"), "--version") }
+func ours(o options) string { return strings.Split(output(o.bin("cri-server"), "version"), "\n")[0] }
 
 func containerdVersion(o options) string {
 	f := strings.Fields(output(o.bin("peers/containerd"), "--version"))
