@@ -83,6 +83,9 @@ type Image struct {
 	PullStallTimeout  time.Duration
 	MaxParallelLayers int
 	DiscardBlobs      bool
+	ImportDir         string
+	Pinned            []string
+	AuthFiles         []string
 }
 
 // Runtime is one runtime handler.

@@ -147,6 +147,12 @@ func imageOptions(i *Image) []*Option {
 			Doc: "Layers of one image that are fetched and unpacked at a time."},
 		{Key: "image.discard_blobs", value: boolean(&i.DiscardBlobs, false),
 			Doc: "Deletes compressed layers once they are unpacked. Saves space; such images can't be exported."},
+		{Key: "image.import_dir", value: text(&i.ImportDir, "", "path", emptyOr(absolute)),
+			Doc: "Directory whose image archives are imported at start. Empty: none."},
+		{Key: "image.pinned", Live: true, value: list(&i.Pinned, nil, "patterns", notEmpty),
+			Doc: "Names of images that kubelet's garbage collection must not remove, such as `registry.k8s.io/pause:*`; `*` stands for anything but a slash."},
+		{Key: "image.auth_files", value: list(&i.AuthFiles, []string{"/etc/cri-server/auth.json"}, "paths", absolute),
+			Doc: "Files in docker's config.json format with the node's own registry credentials and credential helpers, used where kubelet sends none."},
 	}
 }
 

@@ -111,9 +111,10 @@ func handlers(cfg *config.Config) (*handler.Table, error) {
 func (s *Server) openImages() (imagestore.Store, error) {
 	i := s.cfg.Image
 	store, err := imagestore.Open(imagestore.Config{
+		ImportDir: i.ImportDir, Pinned: i.Pinned,
 		Root: filepath.Join(s.cfg.Root, "images"), Snapshotter: i.Snapshotter, ConcurrentLayers: i.MaxParallelLayers,
 		DiscardUnpackedLayers: i.DiscardBlobs, Logger: s.log,
-		Registry: registry.Config{CertsDirs: []string{i.CertsDir}, StallTimeout: i.PullStallTimeout},
+		Registry: registry.Config{CertsDirs: []string{i.CertsDir}, StallTimeout: i.PullStallTimeout, AuthFiles: i.AuthFiles},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)

@@ -30,9 +30,12 @@ func (s *Server) Admin() http.Handler {
 	}, s.log)
 }
 
-// Reload takes the live options of a new configuration. What there is of them is read where it is used (certs.d) or
-// handled by the daemon (log level).
-func (s *Server) Reload(*config.Config) {}
+// Reload takes the live options of a new configuration. The log level is the daemon's own; certs.d is read for each pull.
+func (s *Server) Reload(cfg *config.Config) {
+	if err := s.images.SetPinned(cfg.Image.Pinned); err != nil {
+		s.log.Error("pinned images are not changed", "error", err)
+	}
+}
 
 // Drain ends the calls that have no end of their own: sessions of exec, attach and port-forward, streams of events.
 func (s *Server) Drain() {

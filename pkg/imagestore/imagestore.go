@@ -65,6 +65,8 @@ type Store interface {
 	Tag(ctx context.Context, ref, name string) error
 	// Pin sets or clears Pinned.
 	Pin(ctx context.Context, ref string, pinned bool) error
+	// SetPinned replaces the patterns of names whose images are pinned besides; see Disk.SetPinned.
+	SetPinned(patterns []string) error
 	// Usage is the bytes and inodes of blobs and unpacked layers, as allocated on disk, from memory. What containers
 	// wrote is in SnapshotUsage.
 	Usage() Usage
