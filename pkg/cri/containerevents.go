@@ -2,6 +2,7 @@ package cri
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -234,10 +235,11 @@ func sandboxEvents(old, now *sandbox.Sandbox) []runtimeapi.ContainerEventType {
 	return nil
 }
 
-// containerStatuses are those of all of a sandbox's containers at one moment.
+// containerStatuses are those of all of a sandbox's containers at one moment, the newest first: of several attempts
+// kubelet's evented PLEG takes the first of the name for the current one.
 func (s *Server) containerStatuses(sandboxID string) []*runtimeapi.ContainerStatus {
 	var list []*runtimeapi.ContainerStatus
-	for _, ctr := range s.containers.OfSandbox(sandboxID) {
+	for _, ctr := range slices.Backward(s.containers.OfSandbox(sandboxID)) {
 		if ctr.State != runtime.Creating {
 			list = append(list, s.containerStatus(ctr))
 		}

@@ -123,15 +123,15 @@ func TestContainerEvents(t *testing.T) {
 		got := story(w.of(id), names)
 		// The short one may have ended by itself before it is seen running: its stdin is empty.
 		for j, line := range got {
-			if line == "short started ready long:running short:exited" {
-				got[j] = "short started ready long:running short:running"
+			if line == "short started ready short:exited long:running" {
+				got[j] = "short started ready short:running long:running"
 			}
 		}
 		want := []string{
 			"pod created ready", "pod started ready",
 			"long created ready long:created", "long started ready long:running",
-			"short created ready long:running short:created", "short started ready long:running short:running",
-			"short stopped ready long:running short:exited", "short deleted ready long:running",
+			"short created ready short:created long:running", "short started ready short:running long:running",
+			"short stopped ready short:exited long:running", "short deleted ready long:running",
 			"long stopped notready long:exited", "pod stopped notready long:exited",
 			"long deleted notready", "pod deleted notready",
 		}
