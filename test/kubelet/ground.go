@@ -100,6 +100,10 @@ func (g *ground) privateFiles(dir string) error {
 			return fmt.Errorf("%s is still the machine's", at)
 		}
 	}
+	// Mounts that are made below it later are to arrive in containers.
+	if err := errors.Join(unix.Mount(g.share, g.share, "", unix.MS_BIND, ""), unix.Mount("", g.share, "", unix.MS_SHARED, "")); err != nil {
+		return fmt.Errorf("shared mount: %w", err)
+	}
 	for from, to := range map[string]string{"lib": "/var/lib", "log": "/var/log"} {
 		if err := unix.Mount(filepath.Join(dir, from), to, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("cover %s: %w", to, err)
@@ -198,7 +202,8 @@ func (g *ground) left() []string {
 	var left []string
 	for range 50 {
 		left = slices.DeleteFunc(g.before.Added(testnode.Take()), func(l string) bool {
-			return strings.HasPrefix(l, "nft ") && strings.Contains(l, "KUBE-") || strings.HasPrefix(l, "directory ") ||
+			return strings.HasPrefix(l, "nft ") && (strings.Contains(l, "KUBE-") || strings.Contains(l, ": type ")) ||
+				strings.HasPrefix(l, "directory ") || strings.HasPrefix(l, "mount /var/lib/kubelet (") ||
 				strings.HasPrefix(l, "cgroup ") && (strings.HasSuffix(l, "/kubepods") || strings.HasSuffix(l, "/besteffort") ||
 					strings.HasSuffix(l, "/burstable") || strings.HasSuffix(l, "kubepods.slice") || strings.HasSuffix(l, "burstable.slice") ||
 					strings.HasSuffix(l, "besteffort.slice"))

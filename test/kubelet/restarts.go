@@ -163,7 +163,7 @@ func exitUnattended(r *run) error {
 // collectGarbage starts kubelet with a threshold for free space that can't be met, so that it removes every image
 // nobody uses.
 func collectGarbage(r *run) error {
-	const unused = "registry.k8s.io/e2e/busybox:docker"
+	const unused = "registry.k8s.io/e2e/busybox:zstd"
 	pulled, err := r.Image.PullImage(r.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: unused}})
 	if err != nil {
 		return err
