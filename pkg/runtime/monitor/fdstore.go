@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -12,8 +13,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,6 +31,16 @@ type fdStore struct {
 	log   *slog.Logger
 	names map[string]map[string]bool // what is stored, by container
 	seq   uint64
+
+	mu    sync.Mutex
+	queue []notice      // what the manager has not taken yet, in order
+	idle  chan struct{} // closed when queue is empty again; nil while it is
+}
+
+// notice is one message. fd is the queue's own; -1: none.
+type notice struct {
+	text string
+	fd   int
 }
 
 func openFDStore(socket string, log *slog.Logger) *fdStore {
@@ -130,17 +143,78 @@ func storeName(id string, fd int) string {
 	return fmt.Sprintf("%s%x.%d", storePrefix(id), st.Dev, st.Ino)
 }
 
+// send tells the manager at once, or, when it is busy, as soon as it can be told: nothing here waits for it.
 func (s *fdStore) send(text string, fd int) {
-	var rights []byte
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.idle == nil {
+		err := s.tell(notice{text, fd}, unix.MSG_DONTWAIT)
+		if err != unix.EAGAIN {
+			return
+		}
+		s.idle = make(chan struct{})
+		go s.drain()
+	}
+	own := -1
 	if fd >= 0 {
-		rights = unix.UnixRights(fd)
+		var err error
+		if own, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			s.log.Error("a descriptor is not kept", "err", err)
+			return
+		}
 	}
-	err := unix.Sendmsg(s.fd, []byte(text), rights, nil, unix.MSG_NOSIGNAL)
+	s.queue = append(s.queue, notice{text, own})
+}
+
+func (s *fdStore) tell(n notice, flags int) error {
+	var rights []byte
+	if n.fd >= 0 {
+		rights = unix.UnixRights(n.fd)
+	}
+	err := error(unix.EINTR)
 	for err == unix.EINTR {
-		err = unix.Sendmsg(s.fd, []byte(text), rights, nil, unix.MSG_NOSIGNAL)
+		err = unix.Sendmsg(s.fd, []byte(n.text), rights, nil, flags|unix.MSG_NOSIGNAL)
 	}
-	if err != nil {
+	if err != nil && err != unix.EAGAIN {
 		s.log.Error("the service manager takes no descriptors", "err", err)
+	}
+	return err
+}
+
+// drain sends what waits, and ends.
+func (s *fdStore) drain() {
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 {
+			close(s.idle)
+			s.queue, s.idle = nil, nil
+			s.mu.Unlock()
+			return
+		}
+		n := s.queue[0]
+		s.queue = s.queue[1:]
+		s.mu.Unlock()
+		for s.tell(n, 0) == unix.EAGAIN { // SO_SNDTIMEO
+		}
+		if n.fd >= 0 {
+			unix.Close(n.fd)
+		}
+	}
+}
+
+// flush waits until all is sent.
+func (s *fdStore) flush(ctx context.Context) error {
+	s.mu.Lock()
+	idle := s.idle
+	s.mu.Unlock()
+	if idle == nil {
+		return nil
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the service manager does not take descriptors: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 	}
 }
 

@@ -210,6 +210,12 @@ func (s *Server) freeze(ctx context.Context) (thaw func(), err error) {
 		thaw()
 		return nil, err
 	}
+	if store := s.keepers.store; store != nil {
+		if err := store.flush(ctx); err != nil {
+			thaw()
+			return nil, err
+		}
+	}
 	resume, err := s.loop.Pause()
 	if err != nil {
 		thaw()

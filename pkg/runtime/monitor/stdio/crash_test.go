@@ -111,7 +111,7 @@ func TestKilled(t *testing.T) {
 		wrote <- lines(w, seed, total)
 	}()
 	rnd := rand.New(rand.NewPCG(seed, 2))
-	kills := 0
+	kills, window, before := 0, 8*time.Millisecond, int64(0)
 	for ended := false; !ended; {
 		c := exec.Command("/proc/self/exe")
 		c.Env = append(os.Environ(), workerEnv+"=1")
@@ -132,12 +132,17 @@ func TestKilled(t *testing.T) {
 			if ended = true; err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(time.Duration(2000+rnd.IntN(8000)) * time.Microsecond):
+		case <-time.After(window/4 + time.Duration(rnd.Int64N(int64(window)))):
 			_ = c.Process.Kill()
 			if err := <-done; err == nil {
 				ended = true
 			} else {
 				kills++
+			}
+			if now := log.Size(); now > before { // a slow machine needs longer to get anywhere
+				before = now
+			} else {
+				window += window / 4
 			}
 		}
 	}
