@@ -65,6 +65,15 @@ demo: build tools
 test-node: build critest-tools
 	@hack/node-test
 
+# A real kubelet with static pods. Its first build takes some 10 minutes.
+test-kubelet: build tools $(CACHE)/kubelet
+	go build -o bin/kubelet-test ./test/kubelet
+	@hack/kubelet-test
+
+$(CACHE)/kubelet: test/kubelet/kubelet/go.mod test/kubelet/kubelet/go.sum test/kubelet/kubelet/main.go
+	cd test/kubelet/kubelet && CGO_ENABLED=0 go build -trimpath \
+	  -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../../../$@ .
+
 lint:
 	@hack/lint
 

@@ -30,6 +30,7 @@ var accepted = []struct {
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "cadvisor knows the labels of containerd and CRI-O only"},
 	{regexp.MustCompile(`^"Eviction manager: `), "a threshold that is meant to be passed"},
 	{regexp.MustCompile(`(?i)standalone`), "it is"},
+	{regexp.MustCompile(`failed to apply oom score -999 to PID`), "this root may not"},
 	{regexp.MustCompile(`Failed to set rlimit on max file handles`), "this root may not"},
 	{regexp.MustCompile(`Flexvolume plugin directory at .* Recreating|checkpoint is not found`), "a first start"},
 	{regexp.MustCompile(`Skipping pod synchronization.*may not have completed yet`), "the first second"},

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,6 +189,7 @@ func (g *ground) end(ctx context.Context, keep string) error {
 	}
 	if g.driver == "systemd" {
 		errs = append(errs, exec.Command("systemctl", "stop", "kubepods.slice").Run())
+		removeCgroups("kubepods.slice")
 	}
 	if keep != "" {
 		errs = append(errs, g.keep(keep))
@@ -195,6 +197,23 @@ func (g *ground) end(ctx context.Context, keep string) error {
 	unmountVolumes()
 	errs = append(errs, g.Stop(), unix.Unmount("/var/log", unix.MNT_DETACH), unix.Unmount("/var/lib", unix.MNT_DETACH))
 	return errors.Join(append(errs, os.RemoveAll(g.Dir))...)
+}
+
+// removeCgroups removes a cgroup and those below it from all hierarchies: systemd leaves those that it doesn't manage.
+func removeCgroups(name string) {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {
+		var dirs []string
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for _, d := range slices.Backward(dirs) {
+			_ = unix.Rmdir(d)
+		}
+	}
 }
 
 // left is what is on the node too much after every pod was removed: what kubelet keeps for itself is not.
