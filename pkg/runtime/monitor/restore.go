@@ -85,14 +85,10 @@ func closeParts(parts []part) {
 // its own. It owns the descriptors. What fails is logged and returned.
 func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 	failed := map[string]string{}
-	journal := false
+	var incomplete error
 	for _, p := range parts {
 		if p.Journal {
-			if err := s.takeJournal(p.fds); err != nil {
-				s.log.Error("log records of the former cri-monitor may be incomplete", "err", err)
-			} else {
-				journal = true
-			}
+			incomplete = s.takeJournal(p.fds)
 		}
 	}
 	parts = slices.DeleteFunc(parts, func(p part) bool { return p.Journal || p.Synced })
@@ -103,7 +99,7 @@ func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 		})
 	}
 	for _, p := range parts {
-		c, err := s.restore(ctx, p.Data, p.fds, true, journal)
+		c, err := s.restore(ctx, p.Data, p.fds, true, incomplete == nil)
 		switch {
 		case errdefs.IsAlreadyExists(err): // another keeper was faster
 		case err != nil:
@@ -111,6 +107,9 @@ func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 			failed[p.ID] = err.Error()
 		default:
 			s.log.Info("container taken back", "container", c.id, "status", c.state.Load().Status)
+			if incomplete != nil {
+				s.log.Error("its log may lack a record of the time of the crash", "container", c.id, "err", incomplete)
+			}
 			c.keep()
 			c.awaitEnd()
 		}

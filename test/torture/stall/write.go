@@ -100,7 +100,12 @@ func (w *writer) rotate(ctx context.Context, n *testnode.Node) error {
 		return err
 	}
 	if _, err := n.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: w.id}); err != nil {
-		return fmt.Errorf("reopen log: %w", err)
+		select {
+		case <-w.ended(): // just now
+			return os.Rename(old, w.log())
+		default:
+			return fmt.Errorf("reopen log: %w", err)
+		}
 	}
 	return w.check(old)
 }
