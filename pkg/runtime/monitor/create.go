@@ -56,9 +56,6 @@ func (r *CreateRequest) check() error {
 // describe is what the request says of the container, as it is saved.
 func (r *CreateRequest) describe() *savedContainer {
 	v := &savedContainer{Cgroup: r.Cgroup, OOM: r.OOM, OwnPids: ownPidNamespace(r.Spec), OCI: r.OCI}
-	if v.OOM == nil {
-		v.OOM = r.Cgroup
-	}
 	if r.Spec.Linux != nil {
 		v.UIDs, v.GIDs = r.Spec.Linux.UIDMappings, r.Spec.Linux.GIDMappings
 	}
@@ -73,6 +70,9 @@ func (s *Server) reserve(id string, v *savedContainer) (*container, error) {
 		uids: v.UIDs, gids: v.GIDs,
 		op:      make(chan struct{}, 1),
 		stopped: make(chan struct{}),
+	}
+	if c.oom == nil {
+		c.oom = c.cgroup
 	}
 	c.op <- struct{}{}
 	s.mu.Lock()

@@ -35,7 +35,7 @@ type savedContainer struct {
 	State       State                  `json:"state"`
 	OCI         *OCIRuntime            `json:"oci,omitempty"`
 	Cgroup      *engine.Cgroup         `json:"cgroup,omitempty"`
-	OOM         *engine.Cgroup         `json:"oom,omitempty"`
+	OOM         *engine.Cgroup         `json:"oom,omitempty"` // nil: Cgroup
 	OOMKills    uint64                 `json:"oom_kills,omitempty"`
 	OwnPids     bool                   `json:"own_pids,omitempty"`
 	OOMScoreAdj *int                   `json:"oom_score_adj,omitempty"`
@@ -52,6 +52,9 @@ func (c *container) save(ctx context.Context, sessions bool) (v savedContainer, 
 	v = savedContainer{
 		Version: savedVersion, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup, OOM: c.oom, OOMKills: c.oomKill,
 		OwnPids: c.ownPids, OOMScoreAdj: c.oomScoreAdj, UIDs: c.uids, GIDs: c.gids,
+	}
+	if c.oom == c.cgroup {
+		v.OOM = nil
 	}
 	if v.Engine, err = c.ctr.Save(); err != nil {
 		return v, nil, 0, err
