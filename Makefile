@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: test-node all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
