@@ -9,6 +9,20 @@
 // JSON body; file descriptors ride on the header by SCM_RIGHTS. A call that starts something long-lived (Exec,
 // Attach, Events) has a connection of its own, and closing it ends that thing. The protocol has a version; unknown
 // JSON fields are ignored, so that either side may be newer.
+//
+// cri-monitor may be replaced and may die:
+//
+//   - An upgrade (Upgrade) freezes it at a point where nothing is half done, puts all that it knows into a memfd and
+//     goes on in the new program by execve(2): same process, children, descriptors and connections. A program that does
+//     not understand the state is found out before.
+//   - When it is killed, its containers run on. Whoever keeps (Keep; systemd's descriptor store) has duplicates of all
+//     pipes, terminals, log files and pidfds and a description of each container, and gives them to the next
+//     cri-monitor, which the client starts; its calls wait meanwhile. Bytes that were taken from a container and
+//     are not in its log yet are in the journal (package stdio), so that no byte is lost or doubled. Exit codes come from
+//     the pidfds. What ends is sessions and attachments, with ErrUnavailable; a start that was cut short fails with it.
+//   - What is lost then: records that waited in memory because the log's file system was full, and with an OCI runtime
+//     exec sessions run on unseen until the container ends. Everything about the output is lost when those who keep
+//     die at the same time: the containers' writers get EPIPE. A descriptor store prevents that.
 package monitor
 
 import (
@@ -127,6 +141,8 @@ type AttachRequest struct {
 //	(*Client) Attach(ctx, *AttachRequest) (*Attachment, error) // Attachment: Wait(ctx) error (container stopped or dropped), Close()
 //	(*Client) Events(ctx) (*Events, error)                  // first Known events, one per container there is, then changes; Events: Known int, Next(ctx) (Event, error), Close()
 //	(*Client) Shutdown(ctx) error                           // refused with ErrFailedPrecondition while containers exist
+//	(*Client) Keep(ctx, LaunchConfig, *slog.Logger) error   // from now on cri-monitor may die, see above
+//	(*Client) Upgrade(ctx, path string) (Version, error)    // goes on in another program
 //
 // Exec and Attach give cri-monitor duplicates of their files: the caller closes its own. Close of an Exec whose process
 // still runs kills the whole session: every process in its cgroup (native engine), or in its process tree (oci engine,
