@@ -43,7 +43,7 @@ func outer(clean func(int)) int {
 	c.Args[0] = os.Args[0]
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = append(os.Environ(), inside+"=1")
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC, Pdeathsig: syscall.SIGKILL}
 	// ^C reaches the whole foreground group; the inner run cleans up and ends, and this one waits for it.
 	signal.Ignore(syscall.SIGINT)
 	runtime.LockOSThread() // Pdeathsig counts the thread, not the process (prctl(2))
