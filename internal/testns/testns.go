@@ -161,13 +161,13 @@ func processes() []string {
 		if len(pids) == 0 {
 			return left
 		}
-		if try < 40 { // the kernel is still taking down what was killed
+		if try < 200 { // the kernel is still taking down what was killed
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
 		for _, p := range pids {
 			b, _ := os.ReadFile("/proc/" + p + "/cmdline")
-			if try == 40 {
+			if try == 200 {
 				left = append(left, "process "+p+" "+strings.ReplaceAll(string(b), "\x00", " "))
 			}
 			if n, err := strconv.Atoi(p); err == nil {

@@ -106,6 +106,8 @@ func TestPluginDirectory(t *testing.T) {
 	write(t, n.cfg.ConfDir+"/10.conflist", `{"cniVersion":"1.0.0","name":"net"}`)
 	write(t, n.cfg.ConfDir+"/net/1.conf", `{"type":"fake","x":12345678901234567890}`)
 	p := newPod(t)
+	// A file that was seen half written is read again when it changes.
+	eventually(t, "the configuration is loaded", func() bool { return n.Status() == nil })
 	n.attach(t, p)
 	if !strings.Contains(read(t, n.cfg.BinDirs[0]+"/stdin-ADD"), `"type":"fake"`) {
 		t.Error("the plugin in the directory was not run")
