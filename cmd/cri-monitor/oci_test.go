@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -178,7 +179,7 @@ func TestUnit(t *testing.T) {
 	}
 	// Without containers SIGTERM ends it.
 	_ = cmd.Process.Signal(unix.SIGTERM)
-	if err := cmd.Wait(); err != nil {
+	if err := cmd.Wait(); err != nil && !errors.Is(err, unix.ECHILD) { // the tests' reaper may be faster
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "s")); !os.IsNotExist(err) {
