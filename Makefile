@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: faults test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
@@ -16,6 +16,12 @@ all: build
 build: deps
 	CGO_ENABLED=1 go build -trimpath -tags osusergo,netgo -ldflags '$(VARS) $(STATIC)' -o bin/cri-server ./cmd/cri-server
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(VARS) -s -w' -o bin/cri-monitor ./cmd/cri-monitor
+
+# The same with fault points, for the tests that let them die at each step; see pkg/faultpoint.
+FAULTS := $(CACHE)/faults
+faults: deps
+	CGO_ENABLED=1 go build -trimpath -tags osusergo,netgo,faultpoints -ldflags '$(VARS) $(STATIC)' -o $(FAULTS)/cri-server ./cmd/cri-server
+	CGO_ENABLED=0 go build -trimpath -tags faultpoints -ldflags '$(VARS) -s -w' -o $(FAULTS)/cri-monitor ./cmd/cri-monitor
 
 deps:
 	@hack/install-deps

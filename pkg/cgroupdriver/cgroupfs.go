@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
@@ -143,11 +144,17 @@ func (d *cgroupfs) fill(path string, res *specs.LinuxResources) (_ *engine.Cgrou
 			return nil, err
 		}
 	}
+	if err := faultpoint.Hit("cgroup.create.made"); err != nil {
+		return nil, err
+	}
 	if d.v2 {
 		d.enable(filepath.Dir(path)) // now that it has a child, nobody's Delete takes the parent away
 	}
 	d.mark(filepath.Join(d.primary(), path), containerMark)
 	if err := d.limit(cg, res); err != nil {
+		return nil, err
+	}
+	if err := faultpoint.Hit("cgroup.create.limited"); err != nil {
 		return nil, err
 	}
 	return cg, nil

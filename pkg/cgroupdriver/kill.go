@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 const (
@@ -190,7 +192,7 @@ func (d *cgroupfs) Delete(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	for _, root := range all(d.dirs(path)) {
-		if err := d.remove(ctx, path, root); err != nil {
+		if err := errors.Join(faultpoint.Hit("cgroup.delete"), d.remove(ctx, path, root)); err != nil {
 			return fmt.Errorf("delete cgroup %s: %w", path, err)
 		}
 		for dir := filepath.Dir(root); d.marked(dir, parentMark); dir = filepath.Dir(dir) {

@@ -59,12 +59,16 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	reached("content in place")
+	if err := step("image.content.placed"); err != nil {
+		return nil, nil, err
+	}
 	// All content and its names must be on disk before the table that relies on them.
 	if err := s.sync.wait(ctx); err != nil {
 		return nil, nil, fmt.Errorf("sync: %w", err)
 	}
-	reached("content synced")
+	if err := step("image.content.synced"); err != nil {
+		return nil, nil, err
+	}
 	return r, release, nil
 }
 

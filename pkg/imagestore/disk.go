@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/registry"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/snapshot"
 )
@@ -245,6 +246,12 @@ func randomName() string {
 // reached marks the steps between which a crash must not matter; tests die there.
 var reached = func(string) {}
 
+// step is reached, and a fault point.
+func step(name string) error {
+	reached(name)
+	return faultpoint.Hit(name)
+}
+
 // writeFile replaces a file so that a crash leaves the old or the new one.
 func writeFile(name string, b []byte) error {
 	tmp := name + ".tmp"
@@ -259,7 +266,9 @@ func writeFile(name string, b []byte) error {
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	reached("file written")
+	if err == nil {
+		err = step("image.file.written")
+	}
 	if err == nil {
 		err = os.Rename(tmp, name)
 	}

@@ -105,6 +105,9 @@ func (s *Disk) dropBlob(d digest.Digest) error {
 }
 
 func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, diffID digest.Digest) (local bool, err error) {
+	if err := step("image.layer.fetch"); err != nil {
+		return false, err
+	}
 	body, local, err := s.openLayer(ctx, src, d)
 	if err != nil {
 		return local, fmt.Errorf("fetch: %w", err)
@@ -140,7 +143,9 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if err != nil {
 		return local, fmt.Errorf("unpack: %w", err)
 	}
-	reached("layer unpacked")
+	if err := step("image.layer.unpacked"); err != nil {
+		return local, err
+	}
 	// What no image in the table relies on is brought to disk together with the rest of its image. What replaces a part
 	// of one must be there first.
 	if s.inTable(d.Digest, diffID) {
@@ -153,12 +158,13 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 			return local, fmt.Errorf("store blob: %w", err)
 		}
 	}
-	reached("blob stored")
+	if err := step("image.blob.stored"); err != nil {
+		return local, err
+	}
 	if err := s.moveLayerIn(run.dir, l); err != nil {
 		return local, fmt.Errorf("store layer: %w", err)
 	}
-	reached("layer stored")
-	return local, nil
+	return local, step("image.layer.stored")
 }
 
 func (s *Disk) unpackOptions() unpack.Options {

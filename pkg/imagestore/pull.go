@@ -62,6 +62,9 @@ func (s *Disk) pull(ctx context.Context, named reference.Named, creds registry.C
 	if _, ok := named.(reference.Tagged); ok {
 		names = append(names, named.String())
 	}
+	if err := step("image.pull.manifest"); err != nil {
+		return nil, err
+	}
 	desc, m, err := s.choose(ctx, repo, top, body)
 	if err != nil {
 		return nil, err

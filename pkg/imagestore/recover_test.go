@@ -201,8 +201,8 @@ func child(t *testing.T, args []string, started func(pid int)) bool {
 func TestCrashSteps(t *testing.T) {
 	testns.Root(t)
 	for what, steps := range map[string][]string{
-		"pull":   {"layer unpacked", "blob stored", "layer stored", "content in place", "content synced", "table change", "file written", "table written"},
-		"remove": {"table change", "file written", "table written", "moved to trash"},
+		"pull":   {"image.layer.unpacked", "image.blob.stored", "image.layer.stored", "image.content.placed", "image.content.synced", "image.table.change", "image.file.written", "image.table.written"},
+		"remove": {"image.table.change", "image.file.written", "image.table.written", "image.trash.moved"},
 	} {
 		for _, step := range steps {
 			t.Run(what+"/"+step, func(t *testing.T) {

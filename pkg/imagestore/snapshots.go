@@ -123,8 +123,14 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	if err := s.driver.Prepare(ctx, tmp, layers); err != nil {
 		return fmt.Errorf("%s: %w", s.driver.Name(), err)
 	}
+	if err := step("snapshot.prepared"); err != nil {
+		return err
+	}
 	r := &snapshotRecord{Key: key, Image: img.ID, Layers: ids, Driver: s.driver.Name()}
 	if err := writeJSON(tmp+"/snapshot.json", r); err != nil {
+		return err
+	}
+	if err := step("snapshot.written"); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, s.path("snapshots", key)); err != nil {
@@ -195,6 +201,9 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 	if s.life.Err() != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, errClosed)
 	}
+	if err := step("snapshot.remove"); err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", key, err)
+	}
 	trash := s.path("trash", randomName())
 	if err := os.Rename(s.path("snapshots", key), trash); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
@@ -207,7 +216,7 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 		if r.damaged { // it kept all layers from being removed
 			sweep = s.sweepAll
 		}
-		if err := errors.Join(removeAll(trash), sweep()); err != nil {
+		if err := errors.Join(step("snapshot.removed"), removeAll(trash), sweep()); err != nil {
 			s.log.Warn("image store: files of a snapshot left until the next start", "snapshot", key, "error", err)
 		}
 	})

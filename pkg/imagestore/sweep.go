@@ -36,7 +36,7 @@ func (s *Disk) sweep(layers, blobs []digest.Digest) error {
 		err = errors.Join(err, away(name))
 	}
 	s.rename.Unlock()
-	reached("moved to trash")
+	err = errors.Join(err, step("image.trash.moved"))
 	for _, t := range trash {
 		err = errors.Join(err, removeAll(t))
 	}

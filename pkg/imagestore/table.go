@@ -89,11 +89,15 @@ func (s *Disk) update(change func(map[digest.Digest]*record) error) error {
 	if err := change(images); err != nil {
 		return err
 	}
-	reached("table change")
+	if err := step("image.table.change"); err != nil {
+		return err
+	}
 	if err := s.writeTable(images); err != nil {
 		return fmt.Errorf("write image table: %w", err)
 	}
-	reached("table written")
+	if err := step("image.table.written"); err != nil {
+		return fmt.Errorf("write image table: %w", err)
+	}
 	s.mu.Lock()
 	s.images, s.names = images, nameIndex(images)
 	s.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/vishvananda/netlink"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
@@ -69,7 +70,13 @@ func (n *CNI) forget(id string) {
 }
 
 func (n *CNI) add(ctx context.Context, list *confList, rt *libcni.RuntimeConf) (*Result, error) {
+	if err := faultpoint.Hit("network.attach.add"); err != nil {
+		return nil, err
+	}
 	raw, err := n.lib.AddNetworkList(ctx, list.NetworkConfigList, rt)
+	if err == nil {
+		err = faultpoint.Hit("network.attach.added")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +93,7 @@ func (n *CNI) rollback(ctx context.Context, list *confList, rt *libcni.RuntimeCo
 		}
 		one := *list.NetworkConfigList
 		one.Plugins = one.Plugins[i : i+1]
-		errs = append(errs, n.lib.DelNetworkList(ctx, &one, rt))
+		errs = append(errs, faultpoint.Hit("network.rollback"), n.lib.DelNetworkList(ctx, &one, rt))
 	}
 	return errors.Join(errs...)
 }
@@ -176,7 +183,7 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 		}
 	}
 	n.forget(p.ID)
-	return nil
+	return faultpoint.Hit("network.detach.deleted")
 }
 
 func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns string) error {
@@ -190,6 +197,9 @@ func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns 
 		return fmt.Errorf("cached configuration: %w", err)
 	}
 	rt := &libcni.RuntimeConf{ContainerID: a.ContainerID, NetNS: ns, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs}
+	if err := faultpoint.Hit("network.detach.del"); err != nil {
+		return err
+	}
 	return n.lib.DelNetworkList(ctx, list, rt)
 }
 

@@ -26,6 +26,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 const (
@@ -105,14 +107,18 @@ func (s *Store[T]) Put(id string, v T) error {
 	}
 	// The name is ours alone: a leftover of the same name went away in Open.
 	temp := filepath.Join(s.dir, tempPrefix+strconv.FormatUint(s.temp.Add(1), 36))
-	if err := write(temp, b); err != nil {
+	err = write(temp, b)
+	if err == nil {
+		err = faultpoint.Hit("records.put.written")
+	}
+	if err == nil {
+		err = os.Rename(temp, s.path(id))
+	}
+	if err != nil {
 		_ = os.Remove(temp)
 		return fmt.Errorf("record %s: %w", id, err)
 	}
-	if err := os.Rename(temp, s.path(id)); err != nil {
-		_ = os.Remove(temp)
-		return fmt.Errorf("record %s: %w", id, err)
-	}
+	faultpoint.Pass("records.put.renamed")
 	return nil
 }
 
@@ -121,9 +127,13 @@ func (s *Store[T]) Delete(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
+	if err := faultpoint.Hit("records.delete"); err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
 	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
+	faultpoint.Pass("records.deleted")
 	return nil
 }
 
@@ -193,6 +203,9 @@ func checkID(id string) error {
 }
 
 func write(path string, b []byte) error {
+	if err := faultpoint.Hit("records.put.open"); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err

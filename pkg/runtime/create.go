@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/objectid"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
@@ -103,11 +104,17 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	}
 
 	op.Stage("record")
+	if err := faultpoint.Hit("container.create.record"); err != nil {
+		return nil, err
+	}
 	if err := c.save(ctr); err != nil {
 		return nil, err
 	}
 	c.set(ctr)
 	op.Undo("container "+ctr.ID, func(ctx context.Context) error { return c.takeBack(ctx, ctr) })
+	if err := faultpoint.Hit("container.create.recorded"); err != nil {
+		return nil, err
+	}
 	if !pod.Ready() { // from here on, who stops the sandbox sees this one and ends it
 		return nil, errStopped(pod.ID)
 	}
@@ -116,6 +123,9 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	op.Stage("snapshot")
 	if next.Rootfs, err = c.cfg.Images.Snapshot(ctx, ctr.ID, image.ID); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	if err := faultpoint.Hit("container.create.snapshot"); err != nil {
+		return nil, err
 	}
 	op.Stage("spec")
 	vols := c.volumes(ctx, pod, &next)
@@ -131,6 +141,9 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 		return nil, err
 	}
 
+	if err := faultpoint.Hit("container.create.built"); err != nil {
+		return nil, err
+	}
 	op.Stage("publish")
 	next.State = Created
 	next.Timeline = op.Timeline()
@@ -138,6 +151,7 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	if err := c.publish(&next); err != nil {
 		return nil, err
 	}
+	faultpoint.Pass("container.create.published")
 	// Whoever stops the sandbox first makes it not ready and then looks for its containers: either they see this one, or
 	// it sees them.
 	if !pod.Ready() {
@@ -190,9 +204,15 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 			return err
 		}
 	}
+	if err := faultpoint.Hit("container.create.filter"); err != nil {
+		return err
+	}
 	op.Stage("cgroup")
 	if err := h.Place(ctx, c.cfg.Cgroups, ctr.CgroupPath, req); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
+	}
+	if err := faultpoint.Hit("container.create.cgroup"); err != nil {
+		return err
 	}
 	joined := 0
 	defer func() { c.cfg.Cgroups.Settle(ctr.CgroupPath, joined) }()
@@ -203,7 +223,7 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 		return fmt.Errorf("create: %w", err)
 	}
 	ctr.Pid, joined = st.Pid, st.Pid
-	return nil
+	return faultpoint.Hit("container.create.created")
 }
 
 // imageMount shows the root of the image that a mount names, with an SELinux label, and returns where.

@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
@@ -95,6 +96,7 @@ func (c *Containers) finish(id string, f func(*Container)) (*Container, error) {
 	if err != nil || !first {
 		return ctr, err
 	}
+	faultpoint.Pass("container.exit.noted")
 	c.reaping.Add(1)
 	go func() {
 		defer c.reaping.Done()
@@ -112,13 +114,19 @@ func (c *Containers) release(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Monitor.Delete(ctx, ctr.ID); err != nil {
 		return err
 	}
+	if err := faultpoint.Hit("container.release.deleted"); err != nil {
+		return err
+	}
 	if ctr.Broken != "" {
 		return c.releaseCgroup(ctx, ctr.ID)
 	}
 	if ctr.CgroupPath == "" {
 		return nil
 	}
-	return c.cfg.Cgroups.Delete(ctx, ctr.CgroupPath)
+	if err := c.cfg.Cgroups.Delete(ctx, ctr.CgroupPath); err != nil {
+		return err
+	}
+	return faultpoint.Hit("container.release.cgroup")
 }
 
 // releaseCgroup removes the cgroup of a container whose record, which would name it, can't be read.

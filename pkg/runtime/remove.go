@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 // Remove ends a container if it still runs, removes its writable layer and forgets it. The log stays: it is the
@@ -77,6 +79,9 @@ func (c *Containers) discard(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Images.RemoveSnapshot(ctx, ctr.ID); err != nil {
 		return fmt.Errorf("remove container %s: snapshot: %w", ctr.ID, err)
 	}
+	if err := faultpoint.Hit("container.remove.snapshot"); err != nil {
+		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
+	}
 	if err := c.removeVolumes(ctx, ctr); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
@@ -85,6 +90,9 @@ func (c *Containers) discard(ctx context.Context, ctr *Container) error {
 		return err
 	}
 	defer unlock()
+	if err := faultpoint.Hit("container.remove.record"); err != nil {
+		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
+	}
 	if err := c.records.Delete(ctr.ID); err != nil {
 		return fmt.Errorf("remove container %s: record: %w", ctr.ID, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
@@ -45,6 +46,9 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 		return nil, fmt.Errorf("container %s is %s, it can't be started: %w", ctr.ID, ctr.State, errdefs.ErrFailedPrecondition)
 	}
 	op.Stage("start")
+	if err := faultpoint.Hit("container.start.begin"); err != nil {
+		return nil, err
+	}
 	st, err := c.cfg.Monitor.Start(ctx, ctr.ID)
 	if err != nil {
 		// An earlier start may have been carried out though its answer was lost.
@@ -64,6 +68,7 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 		return nil, fmt.Errorf("start container %s: %w", ctr.ID, err)
 	}
 	op.Stage("publish")
+	faultpoint.Pass("container.start.started")
 	started, err := c.note(ctr.ID, func(n *Container) {
 		if n.State == Created { // it may have ended meanwhile
 			n.State = Running
@@ -75,6 +80,7 @@ func (c *Containers) start(ctx context.Context, op *operation.Op, id string) (*C
 		n.StartTimeline = op.Timeline()
 		n.StartTimeline.Running = false
 	})
+	faultpoint.Pass("container.start.published")
 	if started != nil && err != nil {
 		c.cfg.Log.Error("record the start of a container", "container", ctr.ID, "error", err)
 		err = nil

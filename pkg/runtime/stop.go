@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
@@ -56,7 +57,11 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 	}
 	ended := c.ended(ctr.ID)
 	if grace > 0 {
-		err := c.cfg.Monitor.Signal(ctx, ctr.ID, ctr.StopSignal)
+		err := faultpoint.Hit("container.stop.signal")
+		if err != nil {
+			return fmt.Errorf("stop container %s: %w", ctr.ID, err)
+		}
+		err = c.cfg.Monitor.Signal(ctx, ctr.ID, ctr.StopSignal)
 		if errdefs.IsNotFound(err) {
 			err = c.confirm(ctx, ctr.ID)
 		}
@@ -73,6 +78,9 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 		case <-timer.C:
 		}
 	}
+	if err := faultpoint.Hit("container.stop.kill"); err != nil {
+		return fmt.Errorf("kill container %s: %w", ctr.ID, err)
+	}
 	err = c.cfg.Monitor.Kill(ctx, ctr.ID)
 	if errdefs.IsNotFound(err) {
 		err = c.confirm(ctx, ctr.ID)
@@ -80,6 +88,7 @@ func (c *Containers) Stop(ctx context.Context, id string, grace time.Duration) e
 	if err != nil && !gone(err) {
 		return fmt.Errorf("kill container %s: %w", ctr.ID, err)
 	}
+	faultpoint.Pass("container.stop.killed")
 	timer := time.NewTimer(killTimeout)
 	defer timer.Stop()
 	select {

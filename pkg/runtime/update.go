@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
 
@@ -45,6 +46,9 @@ func (c *Containers) Update(ctx context.Context, id string, res *runtimeapi.Linu
 	if err != nil {
 		return err
 	}
+	if err := faultpoint.Hit("container.update.cgroup"); err != nil {
+		return fmt.Errorf("update container %s: %w", ctr.ID, err)
+	}
 	if err := c.cfg.Cgroups.Update(ctx, ctr.CgroupPath, lr); err != nil {
 		return fmt.Errorf("update container %s: %w", ctr.ID, err)
 	}
@@ -52,6 +56,9 @@ func (c *Containers) Update(ctx context.Context, id string, res *runtimeapi.Linu
 		if err := c.setOOMScore(ctr, res.OomScoreAdj); err != nil {
 			return fmt.Errorf("update container %s: oom_score_adj: %w", ctr.ID, err)
 		}
+	}
+	if err := faultpoint.Hit("container.update.record"); err != nil {
+		return fmt.Errorf("update container %s: %w", ctr.ID, err)
 	}
 	_, err = c.change(ctr.ID, func(n *Container) { n.Resources = merged })
 	return err
@@ -117,6 +124,9 @@ func (c *Containers) ReopenLog(ctx context.Context, id string) error {
 	}
 	if ctr.State != Running {
 		return fmt.Errorf("container %s is %s, its log can't be reopened: %w", ctr.ID, ctr.State, errdefs.ErrFailedPrecondition)
+	}
+	if err := faultpoint.Hit("container.reopen"); err != nil {
+		return fmt.Errorf("reopen log of container %s: %w", ctr.ID, err)
 	}
 	if err := c.cfg.Monitor.ReopenLog(ctx, ctr.ID); err != nil {
 		return fmt.Errorf("reopen log of container %s: %w", ctr.ID, err)

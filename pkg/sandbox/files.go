@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 const (
@@ -53,6 +55,9 @@ func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files
 	if err := os.WriteFile(f.Hostname, []byte(name+"\n"), 0o644); err != nil {
 		return f, err
 	}
+	if err := faultpoint.Hit("sandbox.files.hostname"); err != nil {
+		return f, err
+	}
 	f.Hosts = filepath.Join(dir, "hosts")
 	if err := copyHostFile("/etc/hosts", f.Hosts); err != nil {
 		return f, err
@@ -89,6 +94,9 @@ func (s *Sandboxes) mountShm(dir string, c *runtimeapi.PodSandboxConfig) error {
 		if len(u.GetUids()) > 0 && len(u.GetGids()) > 0 {
 			data += fmt.Sprintf(",uid=%d,gid=%d", u.Uids[0].HostId, u.Gids[0].HostId)
 		}
+	}
+	if err := faultpoint.Hit("sandbox.files.shm"); err != nil {
+		return err
 	}
 	return unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, data)
 }
@@ -149,6 +157,9 @@ func removeFiles(f Files) error {
 	err := unix.Unmount(filepath.Join(f.Dir, "shm"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmount %s/shm: %w", f.Dir, err)
+	}
+	if err := faultpoint.Hit("sandbox.files.unmounted"); err != nil {
+		return err
 	}
 	return os.RemoveAll(f.Dir)
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 	"github.com/seed-9a14075a/cri-server/pkg/objectid"
@@ -89,21 +90,33 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 	}
 
 	op.Stage("record")
+	if err := faultpoint.Hit("sandbox.run.record"); err != nil {
+		return nil, err
+	}
 	if err := s.save(sb); err != nil {
 		return nil, err
 	}
 	s.set(sb)
 	op.Undo("sandbox "+id, func(ctx context.Context) error { return s.discard(ctx, sb) })
+	if err := faultpoint.Hit("sandbox.run.recorded"); err != nil {
+		return nil, err
+	}
 
 	op.Stage("files")
 	next := *sb
 	if next.Files, err = s.makeFiles(sb.Files.Dir, config); err != nil {
 		return nil, err
 	}
+	if err := faultpoint.Hit("sandbox.run.files"); err != nil {
+		return nil, err
+	}
 	if err := s.raise(ctx, op, &next); err != nil {
 		return nil, err
 	}
 
+	if err := faultpoint.Hit("sandbox.run.raised"); err != nil {
+		return nil, err
+	}
 	op.Stage("publish")
 	next.State = Ready
 	next.Timeline = op.Timeline()
@@ -111,6 +124,7 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 	if err := s.publish(&next); err != nil {
 		return nil, err
 	}
+	faultpoint.Pass("sandbox.run.published")
 	return &next, nil
 }
 
@@ -152,6 +166,9 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 	if _, err := netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
 		return err
 	}
+	if err := faultpoint.Hit("sandbox.run.netns"); err != nil {
+		return err
+	}
 	op.Stage("network and pause")
 	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
 	attached := *sb
@@ -163,11 +180,14 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 }
 
 func (s *Sandboxes) attach(ctx context.Context, sb *Sandbox) error {
-	var err error
+	err := faultpoint.Hit("sandbox.run.attach")
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
 	if sb.Network, err = s.cfg.Network.Attach(ctx, s.pod(sb)); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	return nil
+	return faultpoint.Hit("sandbox.run.attached")
 }
 
 func (s *Sandboxes) pod(sb *Sandbox) network.Pod {
@@ -216,7 +236,10 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 		return fmt.Errorf("pause: cgroup: %w", err)
 	}
 	defer s.cfg.Cgroups.Settle(sb.CgroupPath, 0) // how pause ends does not matter
-	if h.OCI == nil {                            // an OCI runtime compiles for itself
+	if err := faultpoint.Hit("sandbox.run.cgroup"); err != nil {
+		return err
+	}
+	if h.OCI == nil { // an OCI runtime compiles for itself
 		if sp.Linux.Seccomp != nil {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
 				return fmt.Errorf("pause: seccomp: %w", err)
@@ -227,12 +250,15 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 	if _, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req); err != nil {
 		return fmt.Errorf("pause: create: %w", err)
 	}
+	if err := faultpoint.Hit("sandbox.run.created"); err != nil {
+		return err
+	}
 	st, err := s.cfg.Monitor.Start(ctx, sb.ID)
 	if err != nil {
 		return fmt.Errorf("pause: start: %w", err)
 	}
 	sb.Pid = st.Pid
-	return nil
+	return faultpoint.Hit("sandbox.run.started")
 }
 
 // joinedNetNS is the namespace that pause joins; "" where it makes its own or uses the host's.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
@@ -44,6 +45,9 @@ func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
 			return nil, err
 		}
 	}
+	if err := faultpoint.Hit("sandbox.stop.retired"); err != nil {
+		return nil, err
+	}
 	// The caller may leave; what was begun is finished.
 	ctx = context.WithoutCancel(ctx)
 	if sb.Broken != "" {
@@ -52,6 +56,9 @@ func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
 		}
 	}
 	if err := s.release(ctx, sb); err != nil {
+		return nil, err
+	}
+	if err := faultpoint.Hit("sandbox.stop.released"); err != nil {
 		return nil, err
 	}
 	if sb.Broken != "" {
@@ -68,22 +75,25 @@ func (s *Sandboxes) release(ctx context.Context, sb *Sandbox) error {
 		if err := s.cfg.Monitor.Delete(ctx, sb.ID); err != nil {
 			return fmt.Errorf("pause: %w", err)
 		}
+		if err := faultpoint.Hit("sandbox.stop.pause"); err != nil {
+			return err
+		}
 		if sb.CgroupPath != "" {
 			if err := s.cfg.Cgroups.Delete(ctx, sb.CgroupPath); err != nil {
 				return fmt.Errorf("cgroup: %w", err)
 			}
 		}
-		return nil
+		return faultpoint.Hit("sandbox.stop.cgroup")
 	})
 	var detach, unpin error
 	if sb.NetNS != "" {
-		if detach = s.cfg.Network.Detach(ctx, s.pod(sb)); detach != nil {
+		if detach = errors.Join(s.cfg.Network.Detach(ctx, s.pod(sb)), faultpoint.Hit("sandbox.stop.detached")); detach != nil {
 			detach = fmt.Errorf("network: %w", detach)
 		} else if unpin = netns.Remove(sb.NetNS); unpin != nil {
 			unpin = fmt.Errorf("netns: %w", unpin)
 		}
 	}
-	err := errors.Join(g.Wait(), detach, unpin)
+	err := errors.Join(g.Wait(), detach, unpin, faultpoint.Hit("sandbox.stop.unpinned"))
 	if e := removeFiles(sb.Files); e != nil {
 		err = errors.Join(err, fmt.Errorf("files: %w", e))
 	}
@@ -159,6 +169,9 @@ func (s *Sandboxes) forget(ctx context.Context, sb *Sandbox) error {
 		return err
 	}
 	defer unlock()
+	if err := faultpoint.Hit("sandbox.remove.forget"); err != nil {
+		return err
+	}
 	if err := s.records.Delete(sb.ID); err != nil {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
 	}

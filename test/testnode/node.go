@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/test/images"
 )
 
@@ -34,6 +35,7 @@ type Options struct {
 	Config  string // further configuration for cri-server, as a drop-in file
 	Cgroup  string // parent of pods that name none; "" makes one that Stop removes
 	Big     bool   // serve bench/big:200m too
+	Faults  bool   // run the programs that have fault points (make faults), with FaultDir as the directory of their plans
 }
 
 // Node is a running node. Its methods are not for concurrent use, but for the clients.
@@ -82,7 +84,7 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 }
 
 func (n *Node) start(ctx context.Context) error {
-	for _, d := range []string{"tmp", "root"} {
+	for _, d := range []string{"tmp", "root", "faults"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, d), 0o755); err != nil {
 			return fmt.Errorf("test node: %w", err)
 		}
@@ -173,8 +175,23 @@ func (n *Node) ServerCommand(extra ...string) *exec.Cmd {
 		c.Env = append(os.Environ(), "NODE_DIR="+n.Dir, "NODE_SOCKET="+n.Socket, "NODE_CERTS="+filepath.Join(n.Dir, "certs.d"))
 		return c
 	}
-	return exec.Command(filepath.Join(n.Repo, "bin", "cri-server"), append([]string{"serve", "--config", n.configFile()}, extra...)...)
+	c := exec.Command(n.Program("cri-server"), append([]string{"serve", "--config", n.configFile()}, extra...)...)
+	if n.opts.Faults {
+		c.Env = append(os.Environ(), faultpoint.Variable+"="+n.FaultDir())
+	}
+	return c
 }
+
+// Program is the file of one of the programs that the node runs.
+func (n *Node) Program(name string) string {
+	if n.opts.Faults {
+		return filepath.Join(n.Repo, ".cache", "faults", name)
+	}
+	return filepath.Join(n.Repo, "bin", name)
+}
+
+// FaultDir is where the node's programs look for their plans: see package faultpoint.
+func (n *Node) FaultDir() string { return filepath.Join(n.Dir, "faults") }
 
 func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
 
@@ -191,7 +208,7 @@ mode = "embedded"
 
 [image]
 certs_dir = %q
-`, n.Socket, n.State, filepath.Join(n.Dir, "root"), filepath.Join(n.Repo, "bin", "cri-monitor"), n.opts.Cgroup, filepath.Join(n.Dir, "certs.d"))
+`, n.Socket, n.State, filepath.Join(n.Dir, "root"), n.Program("cri-monitor"), n.opts.Cgroup, filepath.Join(n.Dir, "certs.d"))
 	if err := os.WriteFile(n.configFile(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("test node: %w", err)
 	}
@@ -272,6 +289,16 @@ func (n *Node) ServerEnded(ctx context.Context) bool {
 		return true
 	case <-time.After(5 * time.Second): // a crashing process closes its socket before it has ended
 		return false
+	}
+}
+
+// AwaitDeath waits for the server to end by itself, as it does at a fault point.
+func (n *Node) AwaitDeath(ctx context.Context) error {
+	select {
+	case <-n.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("test node: the server lives on: %w", ctx.Err())
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 // pinned holds the paths that this process pinned and has not removed: garbage collection must not take a namespace
@@ -77,6 +79,9 @@ func Remove(path string) error {
 		if err != nil {
 			return fmt.Errorf("unpin %s: %w", path, err)
 		}
+	}
+	if err := faultpoint.Hit("netns.unpin.unmounted"); err != nil {
+		return err
 	}
 	st, err := os.Lstat(path)
 	if err == nil {
@@ -150,7 +155,13 @@ func pin(dir, name string, mount func(path string) error) (_ string, err error) 
 	}
 	_ = f.Close()
 	pinned.Store(path, true)
-	if err := mount(path); err != nil {
+	if err = faultpoint.Hit("netns.pin.file"); err == nil {
+		err = mount(path)
+	}
+	if err == nil {
+		err = faultpoint.Hit("netns.pin.mounted")
+	}
+	if err != nil {
 		return "", errors.Join(fmt.Errorf("pin network namespace %s: %w", path, err), Remove(path))
 	}
 	return path, nil

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 // maxIdle is how many connections are kept for the next calls.
@@ -182,11 +184,15 @@ func again(try int, err error) error {
 }
 
 func (c *Client) try(ctx context.Context, k kind, in, out any) error {
+	if err := faultpoint.Hit("monitor.client.call"); err != nil {
+		return err
+	}
 	uc, err := c.get(ctx)
 	if err != nil {
 		return err
 	}
 	err = roundTrip(ctx, uc, k, in, out)
+	faultpoint.Pass("monitor.client.answered")
 	var remote *remoteError
 	if err == nil || errors.As(err, &remote) {
 		c.put(uc)

@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
@@ -88,6 +89,9 @@ func (c *container) start(ctx context.Context) (State, error) {
 	if st := c.state.Load(); st.Status != Created {
 		return State{}, fmt.Errorf("container %s is %s, not created: %w", c.id, st.Status, errdefs.ErrFailedPrecondition)
 	}
+	if err := faultpoint.Hit("monitor.start.begin"); err != nil {
+		return State{}, fmt.Errorf("start: %w", err)
+	}
 	c.starting.Lock()
 	c.streams.SetMark(markStarting)
 	if err := c.ctr.Start(ctx); err != nil {
@@ -96,7 +100,9 @@ func (c *container) start(ctx context.Context) (State, error) {
 		_ = c.kill(ctx) // it should be dead by the engine's contract; make sure that its exit follows
 		return State{}, fmt.Errorf("start: %w", err)
 	}
+	faultpoint.Pass("monitor.start.started")
 	st := c.change("started", func(st *State) { st.Status, st.StartedAt = Running, time.Now() })
+	faultpoint.Pass("monitor.start.told")
 	c.keep()
 	c.streams.SetMark(markNone)
 	c.starting.Unlock()
@@ -106,6 +112,7 @@ func (c *container) start(ctx context.Context) (State, error) {
 // exited brings the container to its end: its init was reaped.
 func (c *container) exited(status reaper.Status) {
 	finished := time.Now()
+	faultpoint.Pass("monitor.exit.reaped")
 	c.starting.Lock()   // a Start under way publishes first
 	c.starting.Unlock() //lint:ignore SA2001 only waited for
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
@@ -120,6 +127,7 @@ func (c *container) exited(status reaper.Status) {
 		}
 	}
 	c.streams.Stop(ctx, drainTime)
+	faultpoint.Pass("monitor.exit.drained")
 	c.change("stopped", func(st *State) {
 		st.Status, st.Pid, st.FinishedAt, st.OOMKilled = Stopped, 0, finished, oom
 		st.ExitCode, st.ExitUnknown = status.Code(), status.Unknown
@@ -130,6 +138,7 @@ func (c *container) exited(status reaper.Status) {
 			st.ExitCode, st.Signal = startErrorCode, 0
 		}
 	})
+	faultpoint.Pass("monitor.exit.told")
 	c.keep()
 	close(c.stopped)
 }

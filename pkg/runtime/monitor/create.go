@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
@@ -147,6 +148,14 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 		ID: req.ID, Spec: req.Spec, Rootfs: req.Rootfs, Seccomp: req.Seccomp, Cgroup: req.Cgroup, Dir: c.dir,
 		Stdin: pipes.theirs[0], Stdout: pipes.theirs[1], Stderr: pipes.theirs[2],
 	}
+	if err := faultpoint.Hit("monitor.create.engine"); err != nil {
+		pipes.closeTheirs()
+		pipes.closeOurs()
+		if log != nil {
+			_ = log.Close()
+		}
+		return State{}, err
+	}
 	ctr, err := eng.Create(ctx, config)
 	if f, ok := eng.(forgetter); ok && errdefs.IsAlreadyExists(err) {
 		if err = f.Forget(ctx, req.ID, c.dir); err == nil {
@@ -194,8 +203,10 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 		ID: c.id, Status: Created, Pid: proc.Pid(), CreatedAt: time.Now(), TTY: req.Spec.Process.Terminal,
 	}
 	c.s.events.publish("created", st, func() { c.state.Store(&st) })
+	faultpoint.Pass("monitor.create.made")
 	c.keep() // before the end is known, so that no older picture can come behind a newer one
 	c.awaitEnd()
+	faultpoint.Pass("monitor.create.kept")
 	return st, nil
 }
 
@@ -248,9 +259,13 @@ func (c *container) delete(ctx context.Context) error {
 	if err := c.execs.wait(ctx); err != nil {
 		return fmt.Errorf("execs do not end: %w", err)
 	}
+	if err := faultpoint.Hit("monitor.delete.ended"); err != nil {
+		return err
+	}
 	if err := c.ctr.Delete(ctx); err != nil {
 		return err
 	}
+	faultpoint.Pass("monitor.delete.deleted")
 	c.streams.Close()
 	c.execs.removeCgroups()
 	if err := removeDir(c.dir); err != nil {

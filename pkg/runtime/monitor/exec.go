@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
@@ -151,8 +152,11 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 			c.execs.add(x.cg)
 		}
 	}
-	var err error
-	if x.proc, err = c.ctr.Exec(ctx, cfg); err != nil {
+	err := faultpoint.Hit("monitor.exec.cgroup")
+	if err == nil {
+		x.proc, err = c.ctr.Exec(ctx, cfg)
+	}
+	if err != nil {
 		if x.cg != nil {
 			_ = x.cg.kill() // what the engine could not take back
 		}
@@ -199,6 +203,7 @@ func (c *conn) exec(f *frame) error {
 	if err != nil {
 		return c.fail(f.id, err)
 	}
+	faultpoint.Pass("monitor.exec.started")
 	var terminal []*os.File
 	if t := x.proc.Terminal(); t != nil {
 		terminal = append(terminal, t)

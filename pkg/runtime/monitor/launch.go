@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 // launchTime bounds the start of a cri-monitor.
@@ -88,6 +90,7 @@ func launch(ctx context.Context, c LaunchConfig) error {
 	if cmd.Env == nil {
 		cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	}
+	cmd.Env = append(cmd.Env, faultpoint.Environ()...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = time.Second
