@@ -37,9 +37,22 @@ var libArches = map[specs.Arch]lib.ScmpArch{
 	specs.ArchLOONGARCH64: lib.ArchLOONGARCH64,
 }
 
-// compile makes the filter. A syscall that this libseccomp does not know is left out, as OCI runtimes do: a profile
-// names the syscalls of newer kernels too. Calls beyond the newest one that is named answer ENOSYS (see enosys).
+// compile makes the filter, in the shortest form.
 func compile(p *specs.LinuxSeccomp) ([]byte, error) {
+	bpf, err := filter(p)
+	if err != nil {
+		return nil, err
+	}
+	bpf = reduce(bpf)
+	if n := len(bpf) / 8; n > maxFilter {
+		return nil, fmt.Errorf("the filter has %d instructions, the kernel takes %d: %w", n, maxFilter, errdefs.ErrInvalidArgument)
+	}
+	return bpf, nil
+}
+
+// filter makes the filter with libseccomp. A syscall that this libseccomp does not know is left out, as OCI runtimes do: a profile
+// names the syscalls of newer kernels too. Calls beyond the newest one that is named answer ENOSYS (see enosys).
+func filter(p *specs.LinuxSeccomp) ([]byte, error) {
 	def, err := action(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
 		return nil, fmt.Errorf("default action: %w", err)
@@ -78,9 +91,6 @@ func compile(p *specs.LinuxSeccomp) ([]byte, error) {
 	}
 	if def.GetReturnCode() != int16(unix.ENOSYS) && p.DefaultAction != specs.ActAllow && p.DefaultAction != specs.ActLog {
 		bpf = append(enosys(newest(p, arches)), bpf...)
-	}
-	if n := len(bpf) / 8; n > maxFilter {
-		return nil, fmt.Errorf("the filter has %d instructions, the kernel takes %d: %w", n, maxFilter, errdefs.ErrInvalidArgument)
 	}
 	return bpf, nil
 }

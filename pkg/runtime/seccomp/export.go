@@ -35,10 +35,7 @@ func export(f *lib.ScmpFilter) ([]byte, error) {
 // default EPERM a libc that tries a new call first (clone3, faccessat2) would take it as a refusal instead of falling
 // back to the old one. Jumps of classic BPF are relative, so the filter behind needs no change.
 func enosys(newest map[uint32]uint32) []byte {
-	const (
-		offNr, offArch = 0, 4 // struct seccomp_data
-		x32            = 1 << 30
-	)
+	const x32 = 1 << 30
 	var prog []byte
 	op := func(code uint16, jt, jf uint8, k uint32) {
 		prog = binary.NativeEndian.AppendUint16(prog, code)

@@ -2,8 +2,8 @@
 //
 // RuntimeDefault, Localhost and Parse resolve a profile for one container: a profile in docker's format (conditions
 // on capabilities, architecture and kernel version) or in the OCI's. Compile makes the filter: classic BPF, compiled
-// by libseccomp and kept in memory by the profile's content, since compiling costs about 20 ms of CPU. All are safe
-// for concurrent use. A profile is hostile input: its size is bounded and what is not understood is refused.
+// by libseccomp, made a fifth as long, which is what the kernel's work at each load depends on, and kept in memory by
+// the profile's content, since compiling costs about 20 ms of CPU. All are safe for concurrent use. A profile is hostile input: its size is bounded and what is not understood is refused.
 package seccomp
 
 import (
