@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -32,6 +33,7 @@ type serverStatus struct {
 	Images       int                  `json:"images"`
 	ImageBytes   uint64               `json:"image_bytes"`
 	ImageDir     string               `json:"image_dir,omitempty"`
+	Snapshotter  string               `json:"snapshotter,omitempty"`
 	Operations   []operation.Timeline `json:"operations,omitempty"` // running; empty without the rights to ask
 }
 
@@ -90,7 +92,7 @@ func readStatus(ctx context.Context, c *client, e *endpoint) (*serverStatus, err
 	if err != nil {
 		return nil, err
 	}
-	st, err := c.Status(ctx, &runtimeapi.StatusRequest{})
+	st, err := c.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +109,10 @@ func readStatus(ctx context.Context, c *client, e *endpoint) (*serverStatus, err
 		if h.GetName() != "" {
 			s.Handlers = append(s.Handlers, h.GetName())
 		}
+	}
+	var images struct{ Snapshotter string }
+	if json.Unmarshal([]byte(st.GetInfo()["images"]), &images) == nil { // of cri-server only
+		s.Snapshotter = images.Snapshotter
 	}
 	if err := s.count(ctx, c); err != nil {
 		return nil, err

@@ -139,8 +139,8 @@ func imageOptions(i *Image) []*Option {
 	return []*Option{
 		{Key: "image.certs_dir", Flag: "certs-dir", value: text(&i.CertsDir, "/etc/cri-server/certs.d", "path", absolute),
 			Doc: "Registry mirrors and certificates, `HOST/hosts.toml` as in containerd. Read anew for every pull."},
-		{Key: "image.snapshotter", value: choice(&i.Snapshotter, "auto", "auto", "overlay", "copy"),
-			Doc: "How writable layers are made. auto: overlay where it works on `root`'s file system, else copy."},
+		{Key: "image.snapshotter", value: choice(&i.Snapshotter, "auto", "auto", "overlay", "btrfs", "fuse-overlayfs", "copy"),
+			Doc: "How writable layers are made. auto: the first of the others, in this order, that works on `root`'s file system; `status` says which."},
 		{Key: "image.pull_stall_timeout", value: duration(&i.PullStallTimeout, time.Minute, time.Second, 24*time.Hour),
 			Doc: "Gives up a pull that has received nothing for so long; a slow pull that goes on is never given up."},
 		{Key: "image.max_parallel_layers", value: integer(&i.MaxParallelLayers, 4, 1, 64),

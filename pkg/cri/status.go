@@ -54,7 +54,9 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	if err := s.cfg.Dump(&dump, true); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
+	snapshotter, why := s.images.Snapshotter()
 	info, err := infoJSON(map[string]any{
+		"images":  map[string]any{"snapshotter": snapshotter, "reason": why},
 		"config":  map[string]any{"toml": dump.String(), "cgroupDriver": s.cgroups.Name(), "sandboxImage": ""},
 		"version": map[string]any{"version": s.version, "started": s.started},
 		"host":    s.host,

@@ -18,7 +18,7 @@ import (
 type Config struct {
 	// Root is the store's directory, made if absent. All of it is on one file system.
 	Root string
-	// Snapshotter is "overlay", "copy", or "auto" (or "") for the first of these that works on Root.
+	// Snapshotter is one of snapshot.Names, or "auto" (or "") for the first of these that works on Root.
 	Snapshotter string
 	// Platform is what images are chosen for; nil is this machine.
 	Platform *ocispec.Platform

@@ -40,6 +40,7 @@ type Disk struct {
 	lock   *os.File
 	client *registry.Client
 	driver snapshot.Driver
+	why    string // the driver was chosen
 	slots  *semaphore.Weighted
 	sync   *syncer
 
@@ -131,12 +132,11 @@ func (s *Disk) openRoot() error {
 			return fmt.Errorf("clear %s: %w", dir, err)
 		}
 	}
-	var why string
 	var err error
-	if s.driver, why, err = snapshot.Open(s.cfg.Snapshotter, s.cfg.Root); err != nil {
+	if s.driver, s.why, err = snapshot.Open(s.cfg.Snapshotter, s.cfg.Root); err != nil {
 		return err
 	}
-	s.log.Info("image store: snapshotter chosen", "snapshotter", s.driver.Name(), "reason", why, "root", s.cfg.Root)
+	s.log.Info("image store: snapshotter chosen", "snapshotter", s.driver.Name(), "reason", s.why, "root", s.cfg.Root)
 	if s.sync, err = newSyncer(s.cfg.Root); err != nil {
 		return err
 	}
@@ -216,8 +216,8 @@ func (s *Disk) unlock() {
 	}
 }
 
-// Snapshotter is the name of the snapshot driver in use.
-func (s *Disk) Snapshotter() string { return s.driver.Name() }
+// Snapshotter is the name of the snapshot driver in use, and why it is.
+func (s *Disk) Snapshotter() (name, reason string) { return s.driver.Name(), s.why }
 
 func (s *Disk) path(elem ...string) string {
 	return filepath.Join(append([]string{s.cfg.Root}, elem...)...)

@@ -67,6 +67,8 @@ type Store interface {
 	Pin(ctx context.Context, ref string, pinned bool) error
 	// SetPinned replaces the patterns of names whose images are pinned besides; see Disk.SetPinned.
 	SetPinned(patterns []string) error
+	// Snapshotter is the name of the snapshot driver in use, and why it is.
+	Snapshotter() (name, reason string)
 	// Usage is the bytes and inodes of blobs and unpacked layers, as allocated on disk, from memory. What containers
 	// wrote is in SnapshotUsage.
 	Usage() Usage

@@ -124,7 +124,7 @@ func (s *Disk) readLayer(id digest.Digest) (*layer, error) {
 	if l.frameBytes, l.frameInodes, err = frame(dir); err != nil {
 		return nil, err
 	}
-	if !l.Plain && l.Form != s.driver.Marks() && s.driver.Name() == "overlay" {
+	if !l.Plain && l.Form != s.driver.Marks() && s.driver.Stacks() {
 		if err := s.remark(dir, l); err != nil {
 			return nil, fmt.Errorf("whiteouts: %w", err)
 		}
@@ -143,8 +143,9 @@ func (s *Disk) remark(dir string, l *layer) error {
 	if err != nil {
 		return err
 	}
+	before := m.Form
 	m.Form = s.driver.Marks()
-	if err := unpack.LayDown(filepath.Join(dir, "fs"), m); err != nil {
+	if err := unpack.LayDown(filepath.Join(dir, "fs"), m, before); err != nil {
 		return err
 	}
 	c := *l

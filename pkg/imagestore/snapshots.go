@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/snapshot"
 	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 )
 
@@ -120,7 +121,7 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 			_ = removeAll(tmp)
 		}
 	}()
-	if err := s.driver.Prepare(ctx, tmp, layers); err != nil {
+	if err := s.fill(ctx, tmp, key, img.ID, layers); err != nil {
 		return fmt.Errorf("%s: %w", s.driver.Name(), err)
 	}
 	if err := step("snapshot.prepared"); err != nil {
@@ -141,6 +142,23 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	s.snapshots[key] = r
 	s.mu.Unlock()
 	return nil
+}
+
+// fill makes a snapshot in dir, by the fastest way that the driver has: from the image's view, which is made first if need be.
+func (s *Disk) fill(ctx context.Context, dir, key string, image digest.Digest, layers []snapshot.Layer) error {
+	c, ok := s.driver.(snapshot.Cloner)
+	if !ok || strings.HasPrefix(key, viewPrefix) {
+		return s.driver.Prepare(ctx, dir, layers)
+	}
+	view := viewPrefix + image.Encoded()
+	if _, err := s.snapshot(ctx, view, image.String()); err != nil {
+		return err
+	}
+	err := c.Clone(dir, s.path("snapshots", view))
+	if errors.Is(err, os.ErrNotExist) { // the image was removed meanwhile, and its view with it
+		return s.driver.Prepare(ctx, dir, layers)
+	}
+	return err
 }
 
 // View implements Store. It keeps nothing: who mounts it for longer than the image is sure to stay takes a Snapshot and
@@ -171,7 +189,7 @@ func (s *Disk) View(imageID string) (rootfs.Rootfs, error) {
 	return r, nil
 }
 
-// SnapshotUsage implements Store. It walks the writable layer.
+// SnapshotUsage implements Store.
 func (s *Disk) SnapshotUsage(key string) (Usage, error) {
 	s.mu.RLock()
 	_, ok := s.snapshots[key]
@@ -179,7 +197,7 @@ func (s *Disk) SnapshotUsage(key string) (Usage, error) {
 	if !ok {
 		return Usage{}, fmt.Errorf("snapshot %.150s: %w", key, errdefs.ErrNotFound)
 	}
-	bytes, inodes, err := usageOf(s.driver.Writable(s.path("snapshots", key)))
+	bytes, inodes, err := s.driver.Usage(s.path("snapshots", key))
 	if err != nil {
 		return Usage{}, fmt.Errorf("snapshot %s: usage: %w", key, err)
 	}
@@ -216,11 +234,19 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 		if r.damaged { // it kept all layers from being removed
 			sweep = s.sweepAll
 		}
-		if err := errors.Join(step("snapshot.removed"), removeAll(trash), sweep()); err != nil {
+		if err := errors.Join(step("snapshot.removed"), s.discard(trash), sweep()); err != nil {
 			s.log.Warn("image store: files of a snapshot left until the next start", "snapshot", key, "error", err)
 		}
 	})
 	return nil
+}
+
+// discard removes a snapshot's directory.
+func (s *Disk) discard(dir string) error {
+	if d, ok := s.driver.(snapshot.Discarder); ok {
+		d.Discard(dir)
+	}
+	return removeAll(dir)
 }
 
 // Snapshots implements Store.

@@ -22,8 +22,8 @@ func TestUnprivilegedChild(t *testing.T) {
 	}
 	cfg := config(t, root)
 	s := open(t, cfg)
-	if s.Snapshotter() != "copy" {
-		t.Errorf("snapshotter %s", s.Snapshotter())
+	if name, why := s.Snapshotter(); name != "copy" {
+		t.Errorf("snapshotter %s: %s", name, why)
 	}
 	img := pull(t, s, ref)
 	checkTree(t, s, img.ID)
@@ -57,8 +57,8 @@ func TestUnprivileged(t *testing.T) {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	s := open(t, cfg)
-	if s.Snapshotter() != "overlay" {
-		t.Fatalf("snapshotter %s", s.Snapshotter())
+	if name, why := s.Snapshotter(); name != "overlay" {
+		t.Fatalf("snapshotter %s: %s", name, why)
 	}
 	checkUsage(t, s, cfg.Root)
 	img, err := s.Get(ref)

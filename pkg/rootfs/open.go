@@ -54,6 +54,9 @@ func (r Rootfs) open(o Options) (int, error) {
 		}
 		return fd, nil
 	}
+	if r.Fuse != "" {
+		return r.fuse(o)
+	}
 	fd, err := r.overlayByFD(o)
 	// EINVAL: no "lowerdir+", no descriptors, or no clones as layers; ENODEV, EOPNOTSUPP: no fsopen for overlayfs.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {

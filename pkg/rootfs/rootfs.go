@@ -14,6 +14,7 @@ package rootfs
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -30,6 +31,8 @@ type Rootfs struct {
 	Options []string `json:"options,omitempty"`
 	// Path is a directory to be used as it is (snapshots without overlayfs).
 	Path string `json:"path,omitempty"`
+	// Fuse is the program fuse-overlayfs, where the kernel's overlayfs can't stack the layers.
+	Fuse string `json:"fuse,omitempty"`
 }
 
 // Validate returns errdefs.ErrInvalidArgument for a description that no mount can be made from.
@@ -38,8 +41,11 @@ func (r Rootfs) Validate() error {
 		return fmt.Errorf("rootfs: "+format+": %w", append(a, errdefs.ErrInvalidArgument)...)
 	}
 	paths := r.Lower
+	if r.Fuse != "" {
+		paths = append([]string{r.Fuse}, paths...)
+	}
 	switch {
-	case r.Path != "" && (len(r.Lower) > 0 || r.Upper != "" || r.Work != "" || len(r.Options) > 0):
+	case r.Path != "" && (len(r.Lower) > 0 || r.Upper != "" || r.Work != "" || len(r.Options) > 0 || r.Fuse != ""):
 		return bad("both a directory and layers")
 	case r.Path != "":
 		paths = []string{r.Path}
@@ -55,6 +61,9 @@ func (r Rootfs) Validate() error {
 	for _, p := range paths {
 		if !filepath.IsAbs(p) || filepath.Clean(p) != p {
 			return bad("%q is not a clean absolute path", p)
+		}
+		if r.Fuse != "" && strings.ContainsAny(p, ",:\\") {
+			return bad("%q: fuse-overlayfs takes no comma, colon or backslash in paths", p)
 		}
 	}
 	return nil

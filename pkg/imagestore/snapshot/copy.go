@@ -17,21 +17,30 @@ import (
 // copyDriver copies the layers into one directory, sharing extents where the file system can (FICLONE).
 type copyDriver struct{ marks unpack.MarkForm }
 
-func (copyDriver) Name() string               { return "copy" }
-func (c copyDriver) Marks() unpack.MarkForm   { return c.marks }
-func (copyDriver) Writable(dir string) string { return filepath.Join(dir, "rootfs") }
+func (copyDriver) Name() string             { return "copy" }
+func (c copyDriver) Marks() unpack.MarkForm { return c.marks }
+func (copyDriver) Stacks() bool             { return false }
+func (copyDriver) root(dir string) string   { return filepath.Join(dir, "rootfs") }
 
 func (c copyDriver) Rootfs(dir string, _ []Layer) rootfs.Rootfs {
-	return rootfs.Rootfs{Path: c.Writable(dir)}
+	return rootfs.Rootfs{Path: c.root(dir)}
 }
+
+// Usage implements Driver: all of the copy.
+func (c copyDriver) Usage(dir string) (bytes, inodes int64, err error) { return treeUsage(c.root(dir)) }
 
 func (copyDriver) View([]Layer) (rootfs.Rootfs, bool) { return rootfs.Rootfs{}, false }
 
 func (c copyDriver) Prepare(ctx context.Context, dir string, layers []Layer) error {
-	root := c.Writable(dir)
+	root := c.root(dir)
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
 	}
+	return c.merge(ctx, root, layers)
+}
+
+// merge lays the layers over each other in the empty directory root.
+func (c copyDriver) merge(ctx context.Context, root string, layers []Layer) error {
 	dst, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -25,9 +25,13 @@ const maxLower = 500
 
 func (overlay) Name() string                 { return "overlay" }
 func (o overlay) Marks() unpack.MarkForm     { return o.marks }
-func (overlay) Writable(dir string) string   { return filepath.Join(dir, "fs") }
+func (overlay) Stacks() bool                 { return true }
+func (overlay) upper(dir string) string      { return filepath.Join(dir, "fs") }
 func (overlay) workDir(dir string) string    { return filepath.Join(dir, "work") }
 func (overlay) emptyLower(dir string) string { return filepath.Join(dir, "empty") }
+
+// Usage implements Driver.
+func (o overlay) Usage(dir string) (bytes, inodes int64, err error) { return treeUsage(o.upper(dir)) }
 
 func (o overlay) Prepare(_ context.Context, dir string, layers []Layer) error {
 	lower := lowerDirs(layers)
@@ -42,7 +46,7 @@ func (o overlay) Prepare(_ context.Context, dir string, layers []Layer) error {
 	if err := os.Mkdir(o.workDir(dir), 0o711); err != nil {
 		return err
 	}
-	upper := o.Writable(dir)
+	upper := o.upper(dir)
 	if err := os.Mkdir(upper, 0o755); err != nil {
 		return err
 	}
@@ -57,7 +61,7 @@ func (o overlay) Prepare(_ context.Context, dir string, layers []Layer) error {
 }
 
 func (o overlay) Rootfs(dir string, layers []Layer) rootfs.Rootfs {
-	r := rootfs.Rootfs{Lower: lowerDirs(layers), Upper: o.Writable(dir), Work: o.workDir(dir), Options: slices.Clone(o.options)}
+	r := rootfs.Rootfs{Lower: lowerDirs(layers), Upper: o.upper(dir), Work: o.workDir(dir), Options: slices.Clone(o.options)}
 	if len(r.Lower) == 0 {
 		r.Lower = []string{o.emptyLower(dir)}
 	}

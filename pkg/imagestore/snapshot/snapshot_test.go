@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,9 +28,8 @@ func TestMain(m *testing.M) { testns.Main(m) }
 type entry = string
 
 // stack unpacks layers, each a list of entries.
-func stack(t *testing.T, form unpack.MarkForm, layers ...[]entry) []snapshot.Layer {
+func stack(t *testing.T, base string, form unpack.MarkForm, layers ...[]entry) []snapshot.Layer {
 	t.Helper()
-	base := t.TempDir()
 	var out []snapshot.Layer
 	for i, l := range layers {
 		var buf bytes.Buffer
@@ -81,6 +81,53 @@ func header(e entry) *tar.Header {
 	return h
 }
 
+// place is a driver and a directory on a file system that it works on.
+type place struct {
+	snapshot.Driver
+	root string
+}
+
+func driver(t *testing.T, name string) place {
+	t.Helper()
+	root := t.TempDir()
+	if name == "btrfs" {
+		root = onBtrfs(t)
+	}
+	d, _, err := snapshot.Open(name, root)
+	if err != nil {
+		if _, missing := exec.LookPath(name); name == "fuse-overlayfs" && missing != nil {
+			t.Skip("fuse-overlayfs is not installed (Debian package fuse-overlayfs)")
+		}
+		t.Fatal(err)
+	}
+	return place{d, root}
+}
+
+func tempDir(t *testing.T, p place) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(p.root, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// onBtrfs mounts a fresh btrfs in a loop file.
+func onBtrfs(t *testing.T) string {
+	t.Helper()
+	if _, err := exec.LookPath("mkfs.btrfs"); err != nil {
+		t.Skip("mkfs.btrfs is not installed (Debian package btrfs-progs)")
+	}
+	img, dir := filepath.Join(t.TempDir(), "btrfs"), t.TempDir()
+	for _, c := range [][]string{{"truncate", "-s", "300M", img}, {"mkfs.btrfs", "-q", img}, {"mount", "-o", "loop", img, dir}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", c, err, out)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
 // mount shows a root file system for reading; overlays are mounted.
 func mount(t *testing.T, r rootfs.Rootfs) string {
 	t.Helper()
@@ -88,6 +135,13 @@ func mount(t *testing.T, r rootfs.Rootfs) string {
 		return r.Path
 	}
 	dir := t.TempDir()
+	if r.Fuse != "" {
+		if err := r.MountAt(dir, rootfs.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+		return dir
+	}
 	opts := "lowerdir=" + strings.Join(r.Lower, ":")
 	if r.Upper != "" {
 		opts += ",upperdir=" + r.Upper + ",workdir=" + r.Work
@@ -178,27 +232,28 @@ func TestDrivers(t *testing.T) {
 		"link below hidden":    {[][]entry{{"a=1"}, {"b=>a"}, {"b=3"}}, []string{"./", "a=1", "b=3"}},
 		"hard links":           {[][]entry{{"a=1", "d/", "d/b=>a"}}, []string{"./", "a=1", "d/", "d/b=1"}},
 	}
-	for _, name := range []string{"overlay", "copy"} {
-		for _, form := range []unpack.MarkForm{unpack.MarksTrusted, unpack.MarksNone} {
-			if name == "overlay" && form == unpack.MarksNone {
-				continue // the store lays them down before it uses the layers with overlay
-			}
-			d, _, err := snapshot.Open(name, t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
+	forms := map[string][]unpack.MarkForm{
+		// The store lays other forms down in this one before it uses the layers.
+		"overlay":        {unpack.MarksTrusted},
+		"fuse-overlayfs": {unpack.MarksTrusted, unpack.MarksFiles},
+		"copy":           {unpack.MarksTrusted, unpack.MarksFiles, unpack.MarksNone},
+		"btrfs":          {unpack.MarksTrusted, unpack.MarksNone},
+	}
+	for _, name := range snapshot.Names {
+		d := driver(t, name)
+		for _, form := range forms[name] {
 			for _, c := range slices.Sorted(maps.Keys(cases)) {
 				t.Run(name+"/"+string(form)+"/"+c, func(t *testing.T) {
-					layers := stack(t, form, cases[c].layers...)
-					dir := t.TempDir()
+					layers := stack(t, tempDir(t, d), form, cases[c].layers...)
+					dir := tempDir(t, d)
 					if err := d.Prepare(t.Context(), dir, layers); err != nil {
 						t.Fatal(err)
 					}
 					if got := tree(t, mount(t, d.Rootfs(dir, layers))); !slices.Equal(got, cases[c].want) {
 						t.Errorf("got  %v\nwant %v", got, cases[c].want)
 					}
-					if _, err := os.Stat(d.Writable(dir)); err != nil {
-						t.Error(err)
+					if _, n, err := d.Usage(dir); err != nil || n < 1 {
+						t.Error(n, err)
 					}
 					if v, ok := d.View(layers); ok {
 						got := tree(t, mount(t, v))
@@ -218,14 +273,11 @@ func TestDrivers(t *testing.T) {
 // TestRepeatedLayer stacks one layer twice, as docker's empty layers are.
 func TestRepeatedLayer(t *testing.T) {
 	testns.Root(t)
-	layers := stack(t, unpack.MarksTrusted, []entry{"a=1", "d/", "d/x=1"}, []entry{".wh.d", "a=2"})
-	layers = append(layers, layers[0])
-	for _, name := range []string{"overlay", "copy"} {
-		d, _, err := snapshot.Open(name, t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		dir := t.TempDir()
+	for _, name := range snapshot.Names {
+		d := driver(t, name)
+		layers := stack(t, tempDir(t, d), unpack.MarksTrusted, []entry{"a=1", "d/", "d/x=1"}, []entry{".wh.d", "a=2"})
+		layers = append(layers, layers[0])
+		dir := tempDir(t, d)
 		if err := d.Prepare(t.Context(), dir, layers); err != nil {
 			t.Fatal(err)
 		}
@@ -259,11 +311,65 @@ func TestOpen(t *testing.T) {
 	if err := unix.Mount("overlay", mnt, "overlay", 0, "lowerdir="+l+"/lower,upperdir="+l+"/upper,workdir="+l+"/work"); err != nil {
 		t.Skip("no overlay:", err)
 	}
-	defer func() { _ = unix.Unmount(mnt, 0) }()
-	if d, why, err := snapshot.Open("auto", mnt); err != nil || d.Name() != "copy" || !strings.Contains(why, "overlay") {
+	defer func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) }() // fuse-overlayfs may take a moment to go
+	want := "copy"
+	if _, err := exec.LookPath("fuse-overlayfs"); err == nil {
+		want = "fuse-overlayfs"
+	}
+	if d, why, err := snapshot.Open("auto", mnt); err != nil || d.Name() != want || !strings.HasPrefix(why, "overlay: ") {
 		t.Errorf("on overlay: %v %q %v", d, why, err)
 	}
 	if _, _, err := snapshot.Open("overlay", mnt); !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Errorf("on overlay: %v", err)
+	}
+}
+
+// TestWritten looks at what a driver says that a container wrote, and at two containers of one image.
+func TestWritten(t *testing.T) {
+	testns.Root(t)
+	for _, name := range snapshot.Names {
+		t.Run(name, func(t *testing.T) {
+			d := driver(t, name)
+			layers := stack(t, tempDir(t, d), d.Marks(), []entry{"a=1", "big=" + strings.Repeat("x", 1<<20)}, []entry{"b=2"})
+			base, dir := tempDir(t, d), tempDir(t, d)
+			if err := d.Prepare(t.Context(), base, layers); err != nil {
+				t.Fatal(err)
+			}
+			if c, ok := d.Driver.(snapshot.Cloner); ok {
+				if err := c.Clone(dir, base); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := d.Prepare(t.Context(), dir, layers); err != nil {
+				t.Fatal(err)
+			}
+			before, inodes, err := d.Usage(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name != "copy" && before > 64<<10 {
+				t.Errorf("%d bytes before anything was written", before)
+			}
+			root := mount(t, d.Rootfs(dir, layers))
+			for f, n := range map[string]int{"new": 2 << 20, "a": 300_000} {
+				if err := os.WriteFile(filepath.Join(root, f), bytes.Repeat([]byte("y"), n), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			unix.Sync()
+			after, more, err := d.Usage(dir)
+			if err != nil || after-before < 2<<20+290_000 || after-before > 3<<20 || more <= inodes {
+				t.Errorf("%d bytes, %d inodes after %d, %d: %v", after, more, before, inodes, err)
+			}
+			other := tree(t, mount(t, d.Rootfs(base, layers)))
+			if len(other) != 4 || other[1] != "a=1" {
+				t.Errorf("the other snapshot: %.100v", other)
+			}
+			if x, ok := d.Driver.(snapshot.Discarder); ok {
+				x.Discard(dir)
+				if left, _ := os.ReadDir(dir); len(left) > 0 {
+					t.Errorf("left: %v", left)
+				}
+			}
+		})
 	}
 }

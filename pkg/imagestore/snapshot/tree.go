@@ -40,7 +40,7 @@ func (c *copier) dir(src, dst int, path string) error {
 		if path != "." {
 			sub = path + "/" + name
 		}
-		if c.whiteouts[sub] {
+		if c.whiteouts[sub] || unpack.IsMark(name) {
 			continue
 		}
 		if err := c.entry(src, dst, name, sub); err != nil {

@@ -25,7 +25,13 @@ func Check(ctx context.Context, dir int, manifest io.Reader, marks Marks, deep b
 	}
 	if marks.Form != MarksNone {
 		for _, w := range marks.Whiteouts {
-			c.whiteouts[string(w)] = true
+			dir, base := split(string(w))
+			c.whiteouts[join(dir, whiteoutName(base, marks.Form))] = true
+		}
+	}
+	if marks.Form == MarksFiles {
+		for _, o := range marks.Opaques {
+			c.whiteouts[join(string(o), whiteoutOpaque)] = true
 		}
 	}
 	if err := c.dir(dir, ".", 0); err != nil {
@@ -83,7 +89,7 @@ func (c *checker) entry(fd int, name, path string, depth int) error {
 	r, ok := c.want[path]
 	delete(c.want, path)
 	if !ok {
-		if c.whiteouts[path] && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
+		if c.whiteouts[path] && st.Rdev == 0 && (st.Mode&unix.S_IFMT == unix.S_IFCHR || st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 && IsMark(name)) {
 			c.whiteouts[path] = false
 			return nil
 		}

@@ -40,11 +40,12 @@ func (a *applier) whiteoutEntry(dir, base string) error {
 // lower layers only, so a directory of that name becomes opaque and a file hides what is below anyway.
 func (a *applier) white(at place) error {
 	path := at.path()
+	if a.whited(path) {
+		return nil
+	}
 	var st unix.Stat_t
 	err := unix.Fstatat(at.fd, at.base, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
-	case err == nil && a.whited(path):
-		return nil
 	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		fd, err := a.root.dir(path)
 		if err != nil {
@@ -63,7 +64,7 @@ func (a *applier) white(at place) error {
 	if a.opt.Marks == MarksNone {
 		return nil
 	}
-	if err := MakeWhiteout(at.fd, at.base); err != nil {
+	if err := MakeWhiteout(at.fd, at.base, a.opt.Marks); err != nil {
 		return err
 	}
 	a.inodes++
@@ -84,19 +85,24 @@ func (a *applier) unwhite(at place) (was bool, err error) {
 		return true, nil
 	}
 	a.inodes--
-	return true, unix.Unlinkat(at.fd, at.base, 0)
+	return true, unix.Unlinkat(at.fd, whiteoutName(at.base, a.opt.Marks), 0)
 }
 
 func (a *applier) setOpaque(path string, fd int) error {
+	_, again := a.opaques[path]
 	a.opaques[path] = struct{}{}
-	if a.opt.Marks == MarksNone {
+	if a.opt.Marks == MarksNone || again {
 		return nil
+	}
+	if a.opt.Marks == MarksFiles {
+		a.inodes++
 	}
 	return MakeOpaque(fd, a.opt.Marks)
 }
 
-// LayDown makes the whiteouts and opaque marks of m, in m.Form, in a layer unpacked at dir with another form.
-func LayDown(dir string, m Marks) error {
+// LayDown makes the whiteouts and opaque marks of m, in m.Form, in a layer unpacked at dir with the form before. What was
+// made in that form goes.
+func LayDown(dir string, m Marks, before MarkForm) error {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -110,7 +116,10 @@ func LayDown(dir string, m Marks) error {
 		if err != nil {
 			return fmt.Errorf("%q: %w", w, err)
 		}
-		if err := MakeWhiteout(fd, base); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := removeMark(fd, whiteoutName(base, before), before); err != nil {
+			return fmt.Errorf("%q: %w", w, err)
+		}
+		if err := MakeWhiteout(fd, base, m.Form); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%q: %w", w, err)
 		}
 	}
@@ -119,6 +128,11 @@ func LayDown(dir string, m Marks) error {
 		if err != nil {
 			return fmt.Errorf("%q: %w", o, err)
 		}
+		if before == MarksFiles { // an attribute of another form is not in the way
+			if err := removeMark(fd, whiteoutOpaque, before); err != nil {
+				return fmt.Errorf("%q: %w", o, err)
+			}
+		}
 		if err := MakeOpaque(fd, m.Form); err != nil {
 			return fmt.Errorf("%q: %w", o, err)
 		}
@@ -126,16 +140,48 @@ func LayDown(dir string, m Marks) error {
 	return nil
 }
 
-// MakeWhiteout makes overlayfs's whiteout in the directory dir.
-func MakeWhiteout(dir int, base string) error {
-	if err := unix.Mknodat(dir, base, unix.S_IFCHR, 0); err != nil {
+// whiteoutName is what stands for a whiteout of base.
+func whiteoutName(base string, form MarkForm) string {
+	if form == MarksFiles {
+		return whiteoutPrefix + base
+	}
+	return base
+}
+
+// removeMark removes what has the name of a mark in the form before, if it is one.
+func removeMark(dir int, name string, before MarkForm) error {
+	if before == MarksNone {
+		return nil
+	}
+	if err := unix.Unlinkat(dir, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// MakeWhiteout makes a whiteout in the directory dir.
+func MakeWhiteout(dir int, base string, form MarkForm) error {
+	kind := uint32(unix.S_IFCHR)
+	if form == MarksFiles {
+		kind = unix.S_IFREG
+	}
+	if err := unix.Mknodat(dir, whiteoutName(base, form), kind, 0); err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
 	return nil
 }
 
+// IsMark reports that a name in an unpacked layer is a mark in the form of files.
+func IsMark(name string) bool { return strings.HasPrefix(name, whiteoutPrefix) }
+
 // MakeOpaque marks the open directory as hiding the lower layers' content.
 func MakeOpaque(fd int, form MarkForm) error {
+	if form == MarksFiles {
+		if err := unix.Mknodat(fd, whiteoutOpaque, unix.S_IFREG, 0); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("mark opaque: %w", err)
+		}
+		return nil
+	}
 	if err := unix.Fsetxattr(fd, string(form)+".overlay.opaque", []byte("y"), 0); err != nil {
 		return fmt.Errorf("mark opaque: %w", err)
 	}

@@ -32,6 +32,9 @@ const (
 	MarksTrusted MarkForm = "trusted"
 	// MarksUser is the form of overlayfs mounted with "userxattr" (Linux 5.11), for user namespaces.
 	MarksUser MarkForm = "user"
+	// MarksFiles are files named as in the tar stream, ".wh.NAME" and ".wh..wh..opq": fuse-overlayfs reads them, and they
+	// can be made anywhere, on an overlay too.
+	MarksFiles MarkForm = "files"
 )
 
 // Limits cap what one layer may hold. A zero field is unlimited.

@@ -197,7 +197,7 @@ func TestContained(t *testing.T) {
 		"names without UTF-8":   {hdrs: []tar.Header{{Name: "a\xff", Linkname: "1", Format: tar.FormatGNU}}, files: map[string]string{"a\xff": "1"}},
 		"selinux label":         {hdrs: []tar.Header{{Name: "x", Linkname: "1", PAXRecords: map[string]string{"SCHILY.xattr.security.selinux": "x"}}}, files: map[string]string{"x": "1"}},
 	} {
-		for _, form := range []unpack.MarkForm{unpack.MarksTrusted, unpack.MarksNone} {
+		for _, form := range []unpack.MarkForm{unpack.MarksTrusted, unpack.MarksFiles, unpack.MarksNone} {
 			t.Run(name+"/"+string(form), func(t *testing.T) {
 				opt := options()
 				opt.Marks = form
@@ -211,6 +211,9 @@ func TestContained(t *testing.T) {
 					}
 				}
 				for _, p := range c.absent {
+					if form == unpack.MarksFiles && unpack.IsMark(filepath.Base(p)) {
+						continue
+					}
 					if _, err := os.Lstat(filepath.Join(dir, p)); !os.IsNotExist(err) {
 						t.Errorf("%s: %v", p, err)
 					}
@@ -235,15 +238,22 @@ func checkForm(t *testing.T, dir string, m unpack.Marks) {
 	for _, w := range m.Whiteouts {
 		var st unix.Stat_t
 		err := unix.Lstat(filepath.Join(dir, string(w)), &st)
-		if m.Form == unpack.MarksNone {
+		if m.Form == unpack.MarksNone || m.Form == unpack.MarksFiles {
 			if err == nil {
 				t.Errorf("%s is there", w)
+			}
+			mark := filepath.Join(dir, filepath.Dir(string(w)), ".wh."+filepath.Base(string(w)))
+			if _, err := os.Lstat(mark); (err == nil) != (m.Form == unpack.MarksFiles) {
+				t.Errorf("%s: %v", mark, err)
 			}
 		} else if err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
 			t.Errorf("%s is no whiteout: %v", w, err)
 		}
 	}
 	for _, o := range m.Opaques {
+		if _, err := os.Lstat(filepath.Join(dir, string(o), ".wh..wh..opq")); (err == nil) != (m.Form == unpack.MarksFiles) {
+			t.Errorf("%s: opaque mark: %v", o, err)
+		}
 		b := make([]byte, 8)
 		n, err := unix.Lgetxattr(filepath.Join(dir, string(o)), "trusted.overlay.opaque", b)
 		if is := err == nil && string(b[:n]) == "y"; is != (m.Form == unpack.MarksTrusted) {

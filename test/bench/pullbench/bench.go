@@ -15,6 +15,9 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/imagetest"
 )
 
+// registryAddress is that of the one registry; the name in images has a port, which makes all runtimes take it for one.
+const registryAddress = "127.0.0.1:5077"
+
 func bench(ctx context.Context, o options) (err error) {
 	if err := enter(); err != nil {
 		return err
@@ -29,7 +32,7 @@ func bench(ctx context.Context, o options) (err error) {
 		}
 		defer func() { _ = unix.Unmount(o.dir, unix.MNT_DETACH) }() // before the directory is removed
 	}
-	srv, err := imagetest.Serve("127.0.0.1:5077")
+	srv, err := imagetest.Serve(registryAddress)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type options struct {
 	dir, cache string
 	criServer  string
 	containerd string
+	crio       string
 	images     []string
 }
 
@@ -40,7 +41,8 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "directory for the runtimes' roots; a fresh ext4 in a loop file if empty")
 	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "pullbench-images"), "directory that keeps the built images")
 	flag.StringVar(&o.criServer, "cri-server", "bin/cri-server", "cri-server, with cri-monitor beside it")
-	flag.StringVar(&o.containerd, "containerd", "", "containerd; without it only cri-server is measured")
+	flag.StringVar(&o.containerd, "containerd", "", "containerd; without it it is left out")
+	flag.StringVar(&o.crio, "crio", "", "crio, with pinns and runc beside it; without it CRI-O is left out")
 	images := flag.String("images", "", "comma-separated names; all if empty: "+strings.Join(imageNames(), ","))
 	flag.Parse()
 	o.images = imageNames()

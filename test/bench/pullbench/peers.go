@@ -39,8 +39,21 @@ func peers(o options) ([]*peer, error) {
 	if err := writeConfig(conf, text); err != nil {
 		return nil, err
 	}
-	if o.containerd == "" {
+	containerds, err := containerdPeers(o)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, containerds...)
+	if o.crio == "" {
 		return out, nil
+	}
+	c, err := crioPeer(o)
+	return append(out, c), err
+}
+
+func containerdPeers(o options) (out []*peer, err error) {
+	if o.containerd == "" {
+		return nil, nil
 	}
 	for _, v := range []struct{ name, durable, extra string }{
 		{"containerd", "no (default)", ""},
