@@ -27,7 +27,10 @@ deps:
 	@hack/install-deps
 
 # What the test images are made of.
-assets: $(CACHE)/images/applets $(CACHE)/images/testbox
+assets: $(CACHE)/images/applets $(CACHE)/images/testbox $(CACHE)/debs/done
+
+$(CACHE)/debs/done: test/tools/fetch-debs
+	test/tools/fetch-debs $(CACHE)/debs
 
 $(CACHE)/images/applets: test/images/fetch-busybox
 	test/images/fetch-busybox $(CACHE)/images

@@ -54,7 +54,10 @@ func newRegistryTest() *cobra.Command {
 		if err != nil {
 			return usageError{err}
 		}
-		c := registry.New(registry.Config{CertsDirs: []string{cfg.Image.CertsDir}, StallTimeout: cfg.Image.PullStallTimeout})
+		c := registry.New(registry.Config{
+			CertsDirs: []string{cfg.Image.CertsDir}, RegistriesFiles: cfg.Image.RegistriesFiles, AuthFiles: cfg.Image.AuthFiles,
+			StallTimeout: cfg.Image.PullStallTimeout, StallBytes: cfg.Image.PullStallBytes,
+		})
 		defer c.Close()
 		var given registry.Credentials
 		if auth != nil {

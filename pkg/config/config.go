@@ -79,9 +79,21 @@ type Stream struct {
 // Image is the image store.
 type Image struct {
 	CertsDir          string
+	RegistriesFiles   []string
 	Snapshotter       string
 	PullStallTimeout  time.Duration
+	PullStallBytes    int64
 	MaxParallelLayers int
+	MaxLayers         int
+	MaxLayerBytes     int64
+	MaxUnpackedBytes  int64
+	MaxLayerFiles     int64
+	MaxManifestBytes  int64
+	MaxConfigBytes    int64
+	MaxIndexEntries   int
+	MaxPathLength     int
+	MaxPathDepth      int
+	MaxArchiveBytes   int64
 	DiscardBlobs      bool
 	ImportDir         string
 	Pinned            []string

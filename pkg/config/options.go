@@ -50,7 +50,7 @@ const (
 
 // table is where every option but those of [runtimes.NAME] is declared.
 func table(c *Config) []*Option {
-	return slices.Concat(daemonOptions(c), containerOptions(c), networkOptions(&c.Network), streamOptions(&c.Stream), imageOptions(&c.Image))
+	return slices.Concat(daemonOptions(c), containerOptions(c), networkOptions(&c.Network), streamOptions(&c.Stream), imageOptions(&c.Image), imageLimitOptions(&c.Image))
 }
 
 func daemonOptions(c *Config) []*Option {
@@ -143,16 +143,46 @@ func imageOptions(i *Image) []*Option {
 			Doc: "How writable layers are made. auto: the first of the others, in this order, that works on `root`'s file system; `status` says which."},
 		{Key: "image.pull_stall_timeout", value: duration(&i.PullStallTimeout, time.Minute, time.Second, 24*time.Hour),
 			Doc: "Gives up a pull that has received nothing for so long; a slow pull that goes on is never given up."},
+		{Key: "image.pull_stall_bytes", value: integer(&i.PullStallBytes, 1024, 1, 1<<30),
+			Doc: "Bytes that a pull must receive within `pull_stall_timeout`; with fewer it is given up."},
 		{Key: "image.max_parallel_layers", value: integer(&i.MaxParallelLayers, 4, 1, 64),
-			Doc: "Layers of one image that are fetched and unpacked at a time."},
+			Doc: "Layers that are fetched and unpacked at a time, over all pulls."},
 		{Key: "image.discard_blobs", value: boolean(&i.DiscardBlobs, false),
 			Doc: "Deletes compressed layers once they are unpacked. Saves space; such images can't be exported."},
+		{Key: "image.registries_files", value: list(&i.RegistriesFiles, []string{"/etc/cri-server/registries.yaml", "/etc/rancher/k3s/registries.yaml"}, "paths", absolute),
+			Doc: "k3s's `registries.yaml`: mirrors, certificates and credentials of registries that `certs_dir` does not know. The first that exists counts. Read anew for every pull."},
 		{Key: "image.import_dir", value: text(&i.ImportDir, "", "path", emptyOr(absolute)),
 			Doc: "Directory whose image archives are imported at start. Empty: none."},
 		{Key: "image.pinned", Live: true, value: list(&i.Pinned, nil, "patterns", notEmpty),
 			Doc: "Names of images that kubelet's garbage collection must not remove, such as `registry.k8s.io/pause:*`; `*` stands for anything but a slash."},
 		{Key: "image.auth_files", value: list(&i.AuthFiles, []string{"/etc/cri-server/auth.json"}, "paths", absolute),
 			Doc: "Files in docker's config.json format with the node's own registry credentials and credential helpers, used where kubelet sends none."},
+	}
+}
+
+// imageLimitOptions are caps on what comes from registries and archives.
+func imageLimitOptions(i *Image) []*Option {
+	return []*Option{
+		{Key: "image.max_layers", value: integer(&i.MaxLayers, 500, 1, 500),
+			Doc: "Layers that an image may have; overlayfs stacks 500."},
+		{Key: "image.max_layer_bytes", value: integer(&i.MaxLayerBytes, 64<<30, 1<<20, 1<<50),
+			Doc: "Bytes that a compressed layer may have."},
+		{Key: "image.max_unpacked_bytes", value: integer(&i.MaxUnpackedBytes, 256<<30, 1<<20, 1<<50),
+			Doc: "Bytes that a layer may unpack to: a decompression bomb ends here."},
+		{Key: "image.max_layer_files", value: integer(&i.MaxLayerFiles, 4<<20, 1, 1<<40),
+			Doc: "Files and directories that a layer may hold."},
+		{Key: "image.max_manifest_bytes", value: integer(&i.MaxManifestBytes, 4<<20, 64<<10, 64<<20),
+			Doc: "Bytes that a manifest or an index may have."},
+		{Key: "image.max_config_bytes", value: integer(&i.MaxConfigBytes, 8<<20, 64<<10, 64<<20),
+			Doc: "Bytes that an image's configuration may have."},
+		{Key: "image.max_index_entries", value: integer(&i.MaxIndexEntries, 1024, 1, 1<<20),
+			Doc: "Manifests that an index may name."},
+		{Key: "image.max_path_length", value: integer(&i.MaxPathLength, 4096, 255, 4096),
+			Doc: "Bytes that the path of a file in a layer may have."},
+		{Key: "image.max_path_depth", value: integer(&i.MaxPathDepth, 256, 16, 2048),
+			Doc: "Directories that may be nested in a layer."},
+		{Key: "image.max_archive_bytes", value: integer(&i.MaxArchiveBytes, 256<<30, 1<<20, 1<<50),
+			Doc: "Bytes that an imported archive may have, uncompressed."},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/config"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/registry"
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/handler"
@@ -114,7 +115,15 @@ func (s *Server) openImages() (imagestore.Store, error) {
 		ImportDir: i.ImportDir, Pinned: i.Pinned,
 		Root: filepath.Join(s.cfg.Root, "images"), Snapshotter: i.Snapshotter, ConcurrentLayers: i.MaxParallelLayers,
 		DiscardUnpackedLayers: i.DiscardBlobs, Logger: s.log,
-		Registry: registry.Config{CertsDirs: []string{i.CertsDir}, StallTimeout: i.PullStallTimeout, AuthFiles: i.AuthFiles},
+		Limits: imagestore.Limits{
+			Manifest: i.MaxManifestBytes, Config: i.MaxConfigBytes, IndexEntries: i.MaxIndexEntries, Layers: i.MaxLayers, Layer: i.MaxLayerBytes,
+			Archive: i.MaxArchiveBytes,
+			Unpack:  unpack.Limits{Entries: i.MaxLayerFiles, Bytes: i.MaxUnpackedBytes, PathLength: i.MaxPathLength, Depth: i.MaxPathDepth},
+		},
+		Registry: registry.Config{
+			CertsDirs: []string{i.CertsDir}, RegistriesFiles: i.RegistriesFiles, AuthFiles: i.AuthFiles,
+			StallTimeout: i.PullStallTimeout, StallBytes: i.PullStallBytes,
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
