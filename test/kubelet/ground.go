@@ -34,10 +34,15 @@ type ground struct {
 // address is the node's; it leads nowhere.
 const address = "192.0.2.2"
 
-func newGround(ctx context.Context, driver string) (*ground, error) {
-	dir, err := os.MkdirTemp("", "kubelet-test-")
-	if err != nil {
-		return nil, err
+// newGround makes a node and starts cri-server on it. Its files are in a temporary directory, or, where the node is to
+// survive a reboot, in disk, which may hold those of an earlier start.
+func newGround(ctx context.Context, driver, disk string) (*ground, error) {
+	dir, parent, err := disk, testnode.CgroupParent("/cri-node-disk", ""), error(nil)
+	if disk == "" {
+		parent = testnode.CgroupParent(fmt.Sprintf("/cri-node-%d", os.Getpid()), "")
+		if dir, err = os.MkdirTemp("", "kubelet-test-"); err != nil {
+			return nil, err
+		}
 	}
 	g := &ground{driver: driver, manifests: filepath.Join(dir, "manifests"), share: filepath.Join(dir, "share")}
 	if err := g.privateFiles(dir); err != nil {
@@ -46,7 +51,6 @@ func newGround(ctx context.Context, driver string) (*ground, error) {
 	if err := route(); err != nil {
 		return nil, err
 	}
-	parent := testnode.CgroupParent(fmt.Sprintf("/cri-node-%d", os.Getpid()), "")
 	if driver == "cgroupfs" {
 		g.cgroup = parent
 		if err := makeCgroup(g.cgroup); err != nil {
@@ -57,11 +61,16 @@ func newGround(ctx context.Context, driver string) (*ground, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	return g, nil
+}
+
+// warm has a first pod behind it, and what is on the node then is no leak.
+func (g *ground) warm(ctx context.Context) error {
 	if err := g.WarmUp(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w\n%s", err, g.LogTail()), g.end(ctx, ""))
+		return fmt.Errorf("%w\n%s", err, g.LogTail())
 	}
 	g.before = testnode.Take()
-	return g, nil
+	return nil
 }
 
 // machineWide are the settings of the whole machine that kubelet writes, with what it wants them to be.

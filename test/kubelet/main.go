@@ -1,15 +1,18 @@
 // Command kubelet-test runs a real kubelet, standalone with static pods, above cri-server on a test node of its own, and
 // says for each behaviour that Kubernetes promises of a pod whether it holds and how long after kubelet's start:
 //
-//	kubelet-test -kubelet BINARY [-driver systemd|cgroupfs] [-run REGEXP] [-keep DIR]
+//	kubelet-test -kubelet BINARY [-driver systemd|cgroupfs] [-run REGEXP] [-keep DIR] [-reboot before|after -disk DIR]
 //
 // The node (package testnode) has its own mounts and network, and with -driver cgroupfs a cgroup of its own as kubelet's
 // cgroupRoot, so that it runs on any machine; with -driver systemd kubelet makes kubepods.slice, so that pid 1 must be
 // the systemd of a machine that is there for tests, such as the one of hack/node. The settings of the whole machine that
 // a kubelet writes are private files. The pods are in pods/; the binary is built from the module in kubelet/.
 //
+// For a reboot it runs twice: -reboot before brings pods up and waits to be killed together with the whole node, -reboot
+// after looks what the next start makes of what is on the disk.
+//
 // Not covered, since kubelet refuses it for static pods or without an API server: in-place resize, recursive read-only
-// mounts, ephemeral containers, config maps and secrets, eviction of pods.
+// mounts, ephemeral containers, config maps and secrets, eviction of pods. Those are in test/cluster.
 package main
 
 import (
@@ -33,6 +36,8 @@ func main() {
 	driver := flag.String("driver", "cgroupfs", "cgroup `driver` of cri-server; kubelet follows it")
 	only := flag.String("run", "", "check only behaviours that match this `regexp`")
 	keep := flag.String("keep", "", "keep the logs of kubelet and cri-server in this `directory`")
+	disk := flag.String("disk", "", "the node's files are in this `directory`, which is kept")
+	reboot := flag.String("reboot", "", "before or after: the part of a reboot to be done, with -disk")
 	flag.Parse()
 	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,7 +45,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	failed, err := test(ctx, *binary, *driver, *only, *keep)
+	failed, err := test(ctx, settings{*binary, *driver, *only, *keep, *disk, *reboot})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubelet-test:", err)
 	}
@@ -48,6 +53,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// settings are the command line.
+type settings struct{ binary, driver, only, keep, disk, reboot string }
 
 // run is one kubelet on one node, and what was found out about it.
 type run struct {
@@ -67,19 +75,19 @@ type behaviour struct {
 	check func(*run) error
 }
 
-func test(ctx context.Context, binary, driver, only, keep string) (failed int, err error) {
-	match, err := regexp.Compile(only)
+func test(ctx context.Context, o settings) (failed int, err error) {
+	match, err := regexp.Compile(o.only)
 	if err != nil {
 		return 0, err
 	}
-	binary, err = filepath.Abs(binary)
+	binary, err := filepath.Abs(o.binary)
 	if err != nil {
 		return 0, err
 	}
 	if _, err := os.Stat(binary); err != nil {
 		return 0, fmt.Errorf("no kubelet (make test-kubelet builds it): %w", err)
 	}
-	g, err := newGround(ctx, driver)
+	g, err := newGround(ctx, o.driver, o.disk)
 	if err != nil {
 		return 0, err
 	}
@@ -88,17 +96,24 @@ func test(ctx context.Context, binary, driver, only, keep string) (failed int, e
 		// An interrupted run has to end its pods too.
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
 		defer cancel()
-		err = errors.Join(err, r.kubelet.end(), r.ground.end(clean, keep))
+		err = errors.Join(err, r.kubelet.end(), r.ground.end(clean, o.keep))
 	}()
-	if err := r.all(); err != nil {
+	parts := map[string]func() error{"": r.all, "before": r.beforeReboot, "after": r.afterReboot}
+	if parts[o.reboot] == nil || (o.reboot == "") != (o.disk == "") {
+		return 0, errors.New("-reboot is before or after, and goes with -disk")
+	}
+	if err := parts[o.reboot](); err != nil {
 		return r.failed, err
 	}
-	fmt.Printf("%d passed, %d failed (kubelet %s, %s driver)\n", r.passed, r.failed, r.version(), driver)
+	fmt.Printf("%d passed, %d failed (kubelet %s, %s driver)\n", r.passed, r.failed, r.version(), o.driver)
 	return r.failed, ctx.Err()
 }
 
 // all checks the behaviours in the order in which one kubelet's life shows them.
 func (r *run) all() error {
+	if err := r.warm(r.ctx); err != nil {
+		return err
+	}
 	if err := r.place("web"); err != nil {
 		return err
 	}
