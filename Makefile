@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: faults test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: faults fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
@@ -85,6 +85,10 @@ $(CACHE)/kubelet: test/kubelet/kubelet/go.mod test/kubelet/kubelet/go.sum test/k
 
 lint:
 	@hack/lint
+
+# Every fuzz target for TIME (10m), PARALLEL (3) at once: well over an hour.
+fuzz: deps
+	@hack/fuzz
 
 # The end-to-end walk with the server killed at points that SEED chooses, RUNS times.
 torture: build tools bin/crictl
