@@ -42,7 +42,12 @@ func openOCI(path string) func(t *testing.T) engine.Engine {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := oci.New(oci.Config{Path: path, Root: root}, theReaper())
+		n, err := native.New(theReaper())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		e, err := oci.New(oci.Config{Path: path, Root: root, UserNS: n.NewUserNS}, theReaper())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +84,6 @@ func TestRunc(t *testing.T) {
 		enginetest.HookErrors:     "runc start returns before the hooks ran",
 		enginetest.PoststartHooks: "runc 1.1 runs them at the end of create",
 		enginetest.SharedRoot:     "runc 1.1 leaves the root private",
-		enginetest.NewUserNS:      "the root must be mapped before the runtime makes it",
 	}})
 }
 
@@ -95,7 +99,6 @@ func TestCrun(t *testing.T) {
 		enginetest.ExecveErrors:  "crun start returns before execve",
 		enginetest.HookErrors:    "crun start returns before the hooks ran",
 		enginetest.ReadonlyFlags: "crun 1.8.1 drops nosuid, nodev and noexec",
-		enginetest.NewUserNS:     "the root must be mapped before the runtime makes it",
 	}})
 }
 

@@ -42,7 +42,6 @@ const (
 	ReadonlyFlags  Feature = "keeping the flags of read-only paths"
 	HookErrors     Feature = "errors of startContainer hooks"
 	PoststartHooks Feature = "poststart hooks after start"
-	NewUserNS      Feature = "making a user namespace"
 	LatePids       Feature = "killing what outlives the first process"
 	ExecSize       Feature = "console size before an exec runs"
 )

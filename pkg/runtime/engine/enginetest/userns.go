@@ -14,7 +14,7 @@ import (
 )
 
 var usernsTests = []test{
-	{"userns/new: root file system and identity", []Feature{UserNamespace, NewUserNS}, newUserNamespace},
+	{"userns/new: root file system and identity", []Feature{UserNamespace}, newUserNamespace},
 	{"userns/joined: root file system and identity", []Feature{UserNamespace}, joinedUserNamespace},
 	{"userns/id-mapped bind", []Feature{UserNamespace, IDMappedMounts}, usernsBind},
 	{"userns/user", []Feature{UserNamespace}, usernsUser},
@@ -39,15 +39,6 @@ func newUserNamespace(t *testing.T, s *suite) { userNamespace(t, s, withUserns) 
 
 // joinedUserNamespace is how a pod has it: one process holds the namespaces, the containers join.
 func joinedUserNamespace(t *testing.T, s *suite) { userNamespace(t, s, joinUserns(t)) }
-
-// userns gives the container a user namespace, a new one where the engine can make it.
-func (s *suite) userns(t *testing.T) func(*specs.Spec) {
-	t.Helper()
-	if s.lacks(t, NewUserNS) {
-		return joinUserns(t)
-	}
-	return withUserns
-}
 
 func joinUserns(t *testing.T) func(*specs.Spec) {
 	t.Helper()
@@ -109,7 +100,7 @@ touch /new && chown 1000:1000 /new && stat -c '%u:%g' /new; hostname inside && h
 
 func usernsBind(t *testing.T, s *suite) {
 	host := s.hostDir(t)
-	out := s.sh(t, "stat -c %u /vol/file /plain/file; echo x > /vol/made; stat -c %u /vol/made", s.userns(t), withMount(specs.Mount{
+	out := s.sh(t, "stat -c %u /vol/file /plain/file; echo x > /vol/made; stat -c %u /vol/made", withUserns, withMount(specs.Mount{
 		Destination: "/vol", Type: "bind", Source: host, Options: []string{"rbind"}, UIDMappings: idMap, GIDMappings: idMap,
 	}), bind(host, "/plain"))
 	equal(t, "inside", out, "0\n65534\n0")
@@ -120,7 +111,7 @@ func usernsBind(t *testing.T, s *suite) {
 }
 
 func usernsUser(t *testing.T, s *suite) {
-	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; id -G; grep CapEff /proc/self/status; : > /dev/null && echo null", s.userns(t), func(c *specs.Spec) {
+	b := s.live(t, "id -u; touch /home/joe/x && stat -c %u /home/joe/x; id -G; grep CapEff /proc/self/status; : > /dev/null && echo null", withUserns, func(c *specs.Spec) {
 		c.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{44}}
 		c.Process.Capabilities = &specs.LinuxCapabilities{}
 	})
@@ -130,7 +121,7 @@ func usernsUser(t *testing.T, s *suite) {
 }
 
 func usernsTerminal(t *testing.T, s *suite) {
-	b, _ := s.console(t, "tty; echo again > /dev/tty; : > /dev/stdout && echo reopened", s.userns(t))
+	b, _ := s.console(t, "tty; echo again > /dev/tty; : > /dev/stdout && echo reopened", withUserns)
 	b.start()
 	b.line("/dev/pts/0")
 	b.line("again")
@@ -139,7 +130,7 @@ func usernsTerminal(t *testing.T, s *suite) {
 }
 
 func usernsExec(t *testing.T, s *suite) {
-	b := s.live(t, "", s.userns(t))
+	b := s.live(t, "", withUserns)
 	equal(t, "inside", b.run("id -u; touch /tmp/f; stat -c %u /tmp/f; cat /proc/self/uid_map | tr -s ' '"), fmt.Sprintf("0\n0\n 0 %d %d", mappedTo, mapSize))
 	x := b.exec("sleep 1000")
 	equal(t, "user namespace", nsOf(t, x.p.Pid(), "user"), nsOf(t, b.pid(), "user"))

@@ -48,17 +48,8 @@ func (b *builder) helperNS(ids idMap) (*os.File, error) {
 		return f, nil
 	}
 	var ns *os.File
-	err := elsewhere(func() error { // not from this thread, which has other namespaces and credentials
-		s, err := b.engine.fork(launch{})
-		if err != nil {
-			return err
-		}
-		defer s.kill()
-		defer s.guard(b.ctx)()
-		if err := s.newUserNS(ids); err != nil {
-			return err
-		}
-		ns, err = s.userNS()
+	err := elsewhere(func() (err error) { // not from this thread, which has other namespaces and credentials
+		ns, err = b.engine.NewUserNS(b.ctx, ids.uids, ids.gids)
 		return err
 	})
 	if err != nil {

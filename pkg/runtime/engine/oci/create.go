@@ -89,6 +89,11 @@ func (c *container) create(ctx context.Context, cfg *engine.Config) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	cfg, done, err := c.engine.makeUserNS(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := c.writeBundle(cfg); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
@@ -126,14 +131,14 @@ func (c *container) mount(cfg *engine.Config) error {
 }
 
 func (c *container) mountRoot(cfg *engine.Config) error {
-	path, rootUID, rootGID, err := userNamespace(cfg.Spec.Linux)
+	joined, rootUID, rootGID, err := userNamespace(cfg.Spec.Linux)
 	if err != nil {
 		return err
 	}
-	if path == "" {
+	if joined == nil {
 		return cfg.Rootfs.MountAt(c.rootfs(), rootfs.Options{})
 	}
-	ns, err := os.Open(path)
+	ns, err := os.Open(joined.Path)
 	if err != nil {
 		return fmt.Errorf("user namespace: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
@@ -47,6 +48,9 @@ type Config struct {
 	Path string   // the runtime binary; looked up in PATH when it has no slash
 	Root string   // its --root: where it keeps its state. Made if missing.
 	Args []string // further global arguments, such as --systemd-cgroup
+
+	// UserNS makes a user namespace with mappings of uids and gids. Nil: containers can only join one.
+	UserNS func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error)
 }
 
 // Engine runs containers through one runtime binary.
@@ -55,6 +59,7 @@ type Engine struct {
 	root     string
 	args     []string
 	reaper   *reaper.Reaper
+	userNS   func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error)
 	features capability
 	serial   atomic.Uint64 // names of short-lived files
 }
@@ -76,7 +81,7 @@ func New(cfg Config, r *reaper.Reaper) (*Engine, error) {
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("oci runtime %q: root: %w", cfg.Path, err)
 	}
-	e := &Engine{path: path, root: cfg.Root, args: cfg.Args, reaper: r}
+	e := &Engine{path: path, root: cfg.Root, args: cfg.Args, reaper: r, userNS: cfg.UserNS}
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
 	if e.features, err = e.probe(ctx); err != nil {

@@ -1,39 +1,60 @@
 package oci
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
-// userNamespace returns the path of the user namespace that the container joins ("" for none) and the host's ids of its
-// root. A new one is refused: the root has to be mounted with its mapping before the runtime makes it.
-func userNamespace(l *specs.Linux) (path string, uid, gid uint32, err error) {
+// userNamespace returns the container's entry for a user namespace (nil for none) and the host's ids of its root.
+func userNamespace(l *specs.Linux) (ns *specs.LinuxNamespace, uid, gid uint32, err error) {
 	if l == nil {
-		return "", 0, 0, nil
+		return nil, 0, 0, nil
 	}
-	for _, n := range l.Namespaces {
-		if n.Type != specs.UserNamespace {
-			continue
-		}
-		if n.Path == "" {
-			return "", 0, 0, fmt.Errorf("a new user namespace, where the pod's has to be joined by its path: %w", errdefs.ErrNotImplemented)
-		}
-		path = n.Path
-	}
-	if path == "" {
-		return "", 0, 0, nil
+	i := slices.IndexFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+	if i < 0 {
+		return nil, 0, 0, nil
 	}
 	uid, ok := hostID(l.UIDMappings)
 	if !ok {
-		return "", 0, 0, fmt.Errorf("linux.uidMappings don't map 0: %w", errdefs.ErrInvalidArgument)
+		return nil, 0, 0, fmt.Errorf("linux.uidMappings don't map 0: %w", errdefs.ErrInvalidArgument)
 	}
 	gid, ok = hostID(l.GIDMappings)
 	if !ok {
-		return "", 0, 0, fmt.Errorf("linux.gidMappings don't map 0: %w", errdefs.ErrInvalidArgument)
+		return nil, 0, 0, fmt.Errorf("linux.gidMappings don't map 0: %w", errdefs.ErrInvalidArgument)
 	}
-	return path, uid, gid, nil
+	return &l.Namespaces[i], uid, gid, nil
+}
+
+// makeUserNS makes the user namespace where a new one is asked for, and returns cfg with its path: the root has to be
+// mounted with the namespace's mapping before the runtime would make it. Until done is called the path is valid.
+func (e *Engine) makeUserNS(ctx context.Context, cfg *engine.Config) (_ *engine.Config, done func(), err error) {
+	ns, _, _, err := userNamespace(cfg.Spec.Linux)
+	if err != nil || ns == nil || ns.Path != "" {
+		return cfg, func() {}, err
+	}
+	if e.userNS == nil {
+		return nil, nil, fmt.Errorf("a new user namespace: %w", errdefs.ErrNotImplemented)
+	}
+	f, err := e.userNS(ctx, cfg.Spec.Linux.UIDMappings, cfg.Spec.Linux.GIDMappings)
+	if err != nil {
+		return nil, nil, err
+	}
+	joins, spec, linux := *cfg, *cfg.Spec, *cfg.Spec.Linux
+	linux.Namespaces = slices.Clone(linux.Namespaces)
+	for i := range linux.Namespaces {
+		if linux.Namespaces[i].Type == specs.UserNamespace {
+			linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+		}
+	}
+	spec.Linux, joins.Spec = &linux, &spec
+	return &joins, func() { f.Close() }, nil
 }
 
 func hostID(maps []specs.LinuxIDMapping) (uint32, bool) {
