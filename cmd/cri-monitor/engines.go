@@ -52,7 +52,7 @@ func (e *engines) get(rt *monitor.OCIRuntime) (engine.Engine, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.eng == nil { // after a failure the next one tries again: the binary may have been installed meanwhile
-		eng, err := oci.New(oci.Config{Path: rt.Path, Root: rt.Root, Args: rt.Args, UserNS: e.native.NewUserNS}, e.r)
+		eng, err := oci.New(oci.Config{Path: rt.Path, Root: rt.Root, Args: rt.Args, UserNS: e.native.HoldUserNS}, e.r)
 		if err != nil {
 			return nil, err
 		}

@@ -49,7 +49,7 @@ func (b *builder) helperNS(ids idMap) (*os.File, error) {
 	}
 	var ns *os.File
 	err := elsewhere(func() (err error) { // not from this thread, which has other namespaces and credentials
-		ns, err = b.engine.NewUserNS(b.ctx, ids.uids, ids.gids)
+		ns, err = b.engine.newUserNS(b.ctx, ids)
 		return err
 	})
 	if err != nil {

@@ -8,16 +8,33 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// NewUserNS makes a user namespace (user_namespaces(7)) with these mappings. It lives as long as the returned file, the
-// caller's, is open or somebody is in it.
-func (e *Engine) NewUserNS(ctx context.Context, uids, gids []specs.LinuxIDMapping) (ns *os.File, err error) {
+// HoldUserNS makes a user namespace (user_namespaces(7)) with these mappings and a process that holds it until release is
+// called or ctx ends. The path is the one in /proc/PID/ns that everybody takes for a namespace.
+func (e *Engine) HoldUserNS(ctx context.Context, uids, gids []specs.LinuxIDMapping) (path string, release func(), err error) {
 	s, err := e.fork(launch{})
 	if err != nil {
-		return nil, fmt.Errorf("user namespace: %w", err)
+		return "", nil, fmt.Errorf("user namespace: %w", err)
+	}
+	unguard := s.guard(ctx)
+	release = func() {
+		unguard()
+		s.kill()
+	}
+	if err := s.newUserNS(idMap{uids, gids}); err != nil {
+		release()
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/%d/ns/user", s.child.Pid()), release, nil
+}
+
+func (e *Engine) newUserNS(ctx context.Context, ids idMap) (*os.File, error) {
+	s, err := e.fork(launch{})
+	if err != nil {
+		return nil, err
 	}
 	defer s.kill()
 	defer s.guard(ctx)()
-	if err := s.newUserNS(idMap{uids, gids}); err != nil {
+	if err := s.newUserNS(ids); err != nil {
 		return nil, err
 	}
 	return s.userNS()

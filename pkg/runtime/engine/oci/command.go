@@ -180,6 +180,7 @@ var kinds = []struct {
 	{"cannot exec in a stopped", errdefs.ErrFailedPrecondition},
 	{"not in the created state", errdefs.ErrFailedPrecondition},
 	{"permission denied", errdefs.ErrPermissionDenied},
+	{"\": is a directory", errdefs.ErrPermissionDenied}, // as the program: execve(2) has EACCES for that
 	{"operation not permitted", errdefs.ErrPermissionDenied},
 	{"no such file or directory", errdefs.ErrNotFound},
 	{"not a directory", errdefs.ErrInvalidArgument},

@@ -164,7 +164,13 @@ func (c *container) writeBundle(cfg *engine.Config) error {
 	if err := os.WriteFile(filepath.Join(c.dir, "config.json"), b, 0o600); err != nil {
 		return err
 	}
-	// A process in a user namespace must be able to pass through.
+	if ns, _, _, err := userNamespace(s.Linux); err != nil {
+		return err
+	} else if ns != nil { // its root, another user, has to pass through (crun: relative to the bundle)
+		if err := os.Chmod(c.dir, 0o711); err != nil {
+			return err
+		}
+	}
 	return os.Mkdir(c.rootfs(), 0o755)
 }
 

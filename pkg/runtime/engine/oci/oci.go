@@ -49,8 +49,9 @@ type Config struct {
 	Root string   // its --root: where it keeps its state. Made if missing.
 	Args []string // further global arguments, such as --systemd-cgroup
 
-	// UserNS makes a user namespace with mappings of uids and gids. Nil: containers can only join one.
-	UserNS func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error)
+	// UserNS makes a user namespace with mappings of uids and gids, which is at path until release is called. Nil: containers
+	// can only join one.
+	UserNS func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (path string, release func(), err error)
 }
 
 // Engine runs containers through one runtime binary.
@@ -59,7 +60,7 @@ type Engine struct {
 	root     string
 	args     []string
 	reaper   *reaper.Reaper
-	userNS   func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (*os.File, error)
+	userNS   func(ctx context.Context, uids, gids []specs.LinuxIDMapping) (string, func(), error)
 	features capability
 	serial   atomic.Uint64 // names of short-lived files
 }

@@ -3,7 +3,6 @@ package oci
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -42,7 +41,7 @@ func (e *Engine) makeUserNS(ctx context.Context, cfg *engine.Config) (_ *engine.
 	if e.userNS == nil {
 		return nil, nil, fmt.Errorf("a new user namespace: %w", errdefs.ErrNotImplemented)
 	}
-	f, err := e.userNS(ctx, cfg.Spec.Linux.UIDMappings, cfg.Spec.Linux.GIDMappings)
+	path, release, err := e.userNS(ctx, cfg.Spec.Linux.UIDMappings, cfg.Spec.Linux.GIDMappings)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -50,11 +49,11 @@ func (e *Engine) makeUserNS(ctx context.Context, cfg *engine.Config) (_ *engine.
 	linux.Namespaces = slices.Clone(linux.Namespaces)
 	for i := range linux.Namespaces {
 		if linux.Namespaces[i].Type == specs.UserNamespace {
-			linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+			linux.Namespaces[i].Path = path
 		}
 	}
 	spec.Linux, joins.Spec = &linux, &spec
-	return &joins, func() { f.Close() }, nil
+	return &joins, release, nil
 }
 
 func hostID(maps []specs.LinuxIDMapping) (uint32, bool) {
