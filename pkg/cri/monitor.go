@@ -31,7 +31,7 @@ func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
 		path = filepath.Join(filepath.Dir(self), "cri-monitor")
 	}
 	dir := filepath.Join(s.cfg.State, "monitor")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
 	cfg := monitor.LaunchConfig{

@@ -26,7 +26,8 @@ import (
 type ServerConfig struct {
 	// Socket is where it listens, mode 0600. A stale socket file is replaced.
 	Socket string
-	// StateDir holds the lock file and the engines' per-container directories. It is made with mode 0700.
+	// StateDir holds the lock file and the engines' per-container directories. It gets mode 0711: the root of a
+	// container's user namespace passes through on the way to its bundle, nobody can list it.
 	StateDir string
 	// Build names the version of this program, for Version.
 	Build string
@@ -93,7 +94,8 @@ func newServer(cfg ServerConfig) *Server {
 // NewServer takes the lock in StateDir and the socket. ErrAlreadyExists when another cri-monitor has them.
 func NewServer(cfg ServerConfig) (*Server, error) {
 	s := newServer(cfg)
-	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "containers"), 0o700); err != nil {
+	bundles := filepath.Join(cfg.StateDir, "containers")
+	if err := errors.Join(os.MkdirAll(bundles, 0o711), os.Chmod(cfg.StateDir, 0o711), os.Chmod(bundles, 0o711)); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	var err error
