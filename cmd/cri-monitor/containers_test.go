@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -157,68 +159,119 @@ func (r *exactReader) file(name string) {
 	}
 }
 
-// TestExecTree kills a session with all that came of it: daemons included, the container not.
+// TestExecTree kills a session with all that came of it: daemons included, the container not. In whatever way the session's
+// own process has ended, also by what the client's end leads to, its daemons stay only if the client says so.
 func TestExecTree(t *testing.T) {
+	ends := map[string]struct {
+		tail     string // of the script
+		terminal bool
+		end      func(*monitor.Exec) error
+		code     int // -1: nobody waits for it
+		left     int
+	}{
+		"kill":           {tail: "sleep 1000", end: (*monitor.Exec).Kill, code: 137},
+		"close":          {tail: "sleep 1000", code: -1},
+		"ended, kill":    {tail: "exit 4", end: waitAnd((*monitor.Exec).Kill), code: 4},
+		"ended, close":   {tail: "exit 4", code: 4},
+		"hung up, close": {tail: "sleep 1000", terminal: true, end: func(x *monitor.Exec) error { return x.Terminal.Close() }, code: 129},
+		"ended, release": {tail: "exit 4", end: waitAnd(func(x *monitor.Exec) error { x.Release(); return nil }), code: 4, left: 2},
+	}
 	for _, h := range [][]string{{"unified"}, {"freezer", "pids"}, {"pids"}} {
 		t.Run(strings.Join(h, "+"), func(t *testing.T) {
 			n := newNode(t)
 			req := n.request("c", "sleep 1000")
 			req.Cgroup = n.cgroup("c", h...)
 			st := n.run(req)
-			start := func(script string, least int) (*monitor.Exec, []int) {
-				r, w, err := os.Pipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer r.Close()
-				x, err := n.Exec(t.Context(), &monitor.ExecRequest{ID: "c", Stdout: w, Process: &specs.Process{Args: []string{"/bin/sh", "-c", script}, Cwd: "/"}})
-				w.Close()
-				if err != nil {
-					t.Fatal(err)
-				}
-				b := make([]byte, 3)
-				if _, err := io.ReadFull(r, b); err != nil {
-					t.Fatal(err)
-				}
-				var pids []int
-				eventually(t, "the session is up", func() bool {
-					pids = n.session("c", h[0], st.Pid)
-					return len(pids) >= least
-				})
-				return x, pids
-			}
-			const daemons = `setsid sleep 1000 & (setsid sleep 1000 &); echo up; `
-			for _, how := range []string{"kill", "close"} {
-				x, pids := start(daemons+"sleep 1000", 3)
-				if how == "kill" {
-					if err := x.Kill(); err != nil {
-						t.Error(err)
+			for name, tt := range ends {
+				x, pids := n.daemons(tt.tail, tt.terminal, func() []int { return n.session("c", h[0], st.Pid) })
+				if tt.end != nil {
+					if err := tt.end(x); err != nil {
+						t.Errorf("%s: %v", name, err)
 					}
-					if code, err := x.Wait(t.Context()); code != 137 || err != nil {
-						t.Errorf("exit %d %v", code, err)
+				}
+				if tt.code >= 0 {
+					if code, err := x.Wait(t.Context()); code != tt.code || err != nil {
+						t.Errorf("%s: exit %d %v", name, code, err)
 					}
 				}
 				x.Close()
-				for _, pid := range pids {
-					eventually(t, "a process of the session ends", func() bool { return !alive(pid) })
+				if tt.left == 0 {
+					for _, pid := range pids {
+						eventually(t, name+": a process of the session ends", func() bool { return !alive(pid) })
+					}
 				}
-			}
-			x, pids := start(daemons+"sleep 0.2; exit 4", 3)
-			if code, err := x.Wait(t.Context()); code != 4 || err != nil {
-				t.Errorf("exit %d %v", code, err)
-			}
-			x.Close()
-			left := 0
-			for _, pid := range pids {
-				if alive(pid) {
-					left++
+				if left := slices.DeleteFunc(pids, func(pid int) bool { return !alive(pid) }); len(left) != tt.left || !alive(st.Pid) {
+					t.Errorf("%s: processes %v live on, the container: %v", name, left, alive(st.Pid))
 				}
-			}
-			if left < 2 || !alive(st.Pid) {
-				t.Errorf("%d daemons of %v live on, the container: %v", left, pids, alive(st.Pid))
 			}
 		})
 	}
+}
+
+func waitAnd(then func(*monitor.Exec) error) func(*monitor.Exec) error {
+	return func(x *monitor.Exec) error {
+		if _, err := x.Wait(context.Background()); err != nil {
+			return err
+		}
+		return then(x)
+	}
+}
+
+// daemons starts a session in container c that leaves two daemons behind and goes on with tail. It returns all its
+// processes, of which list knows.
+func (n *node) daemons(tail string, terminal bool, list func() []int) (*monitor.Exec, []int) {
+	t := n.t
+	t.Helper()
+	before := map[int]bool{}
+	for _, pid := range list() {
+		before[pid] = true
+	}
+	up, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer up.Close()
+	gate, open, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	script := "setsid sleep 1000 </dev/null >/dev/null 2>&1 & (setsid sleep 1000 </dev/null >/dev/null 2>&1 &); echo up; read go; " + tail
+	req := &monitor.ExecRequest{ID: "c", Stdin: gate, Stdout: w, Process: &specs.Process{Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Terminal: terminal}}
+	if terminal {
+		req.Stdin, req.Stdout = nil, nil
+	}
+	x, err := n.Exec(t.Context(), req)
+	w.Close()
+	gate.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if terminal {
+		up, open = x.Terminal, x.Terminal
+	}
+	if _, err := io.ReadFull(up, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	eventually(t, "the session is up", func() bool {
+		pids = slices.DeleteFunc(list(), func(pid int) bool { return before[pid] })
+		return len(pids) == 3 && daemonsOf(pids) == 2
+	})
+	if _, err := open.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
+	return x, pids
+}
+
+// daemonsOf counts those of the processes that have become sleep.
+func daemonsOf(pids []int) (n int) {
+	for _, pid := range pids {
+		if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.HasPrefix(b, []byte("sleep")) {
+			n++
+		}
+	}
+	return n
 }
 
 // session lists the processes in and below the container's cgroup, but its own.

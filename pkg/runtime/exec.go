@@ -80,11 +80,12 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 	defer x.Close() // ends what is left if we leave early
 	code, err := x.Wait(ctx)
 	if err != nil {
-		x.Kill()
+		err = errors.Join(cause(ctx, err), x.Kill())
 		out.close()
 		errs.close()
-		return nil, cause(ctx, err)
+		return nil, err
 	}
+	x.Release()
 	deadline := time.Now().Add(drainTimeout) // for both
 	_, _ = out.r.SetReadDeadline(deadline), errs.r.SetReadDeadline(deadline)
 	res := &ExecResult{Stdout: out.finish(), Stderr: errs.finish(), ExitCode: int32(code)}

@@ -80,11 +80,12 @@ func copyReady(w io.Writer, r *os.File) error {
 }
 
 // feed copies the client's input. The goroutine ends when the client's stream does, which the streaming server sees
-// to when the session ends; nobody waits for it.
-func (p *plumbing) feed(r io.Reader, w *os.File, closeAfter bool) {
+// to when the session ends; nobody waits for it. The end of the client's stream is passed on if closeAfter is set, but
+// not the end of the client, which ctx ends with: that is for the session's owner to answer.
+func (p *plumbing) feed(ctx context.Context, r io.Reader, w *os.File, closeAfter bool) {
 	go func() {
 		_, _ = io.Copy(w, r)
-		if closeAfter {
+		if closeAfter && ctx.Err() == nil {
 			w.Close()
 		}
 	}()
@@ -152,14 +153,18 @@ func (c *Containers) Exec(ctx context.Context, id string, cmd []string, s Stream
 	if s.TTY {
 		p.terminal(ctx, x.Terminal, s)
 	} else if s.Stdin != nil {
-		p.feed(s.Stdin, p.stdin, true)
+		p.feed(ctx, s.Stdin, p.stdin, true)
 	}
 	code, err := x.Wait(ctx)
+	if err == nil {
+		err = ctx.Err() // the program may have ended because its client did, and not so what it has started
+	}
 	if err != nil {
-		x.Kill()
+		err = errors.Join(err, x.Kill())
 		p.close(false)
 		return 0, err
 	}
+	x.Release()
 	p.limitDrain()
 	p.close(true)
 	return code, nil
@@ -172,7 +177,7 @@ func (p *plumbing) terminal(ctx context.Context, master *os.File, s Streams) {
 		p.copyOut(s.Stdout, master) // ends with EIO when the last process has closed its side
 	}
 	if s.Stdin != nil {
-		p.feed(s.Stdin, master, false)
+		p.feed(ctx, s.Stdin, master, false)
 	}
 	go func() {
 		for {
@@ -234,7 +239,7 @@ func (c *Containers) Attach(ctx context.Context, id string, s Streams) error {
 	defer a.Close()
 	p.handedOver()
 	if req.Stdin != nil {
-		p.feed(s.Stdin, p.stdin, true)
+		p.feed(ctx, s.Stdin, p.stdin, true)
 	}
 	resizing, stop := context.WithCancel(ctx)
 	defer stop()

@@ -26,6 +26,8 @@ import (
 type fake struct {
 	running atomic.Int32
 	gone    chan struct{} // told when a "wait" session ended with its context
+	begun   chan struct{} // told when an "eof" session runs
+	ended   chan error    // told the state of its context at the end of stdin
 }
 
 // Exec implements Runtime.
@@ -56,6 +58,10 @@ func (f *fake) Exec(ctx context.Context, _ string, cmd []string, s Streams) (int
 	case "wait": // reads nothing
 		<-ctx.Done()
 		f.gone <- struct{}{}
+	case "eof":
+		f.begun <- struct{}{}
+		_, _ = io.Copy(io.Discard, s.Stdin)
+		f.ended <- ctx.Err()
 	case "fail":
 		return 0, errors.New("no such thing")
 	}
@@ -82,7 +88,7 @@ func (f *fake) PortForward(_ context.Context, _ string, port int32, stream io.Re
 
 func serve(t *testing.T, cfg Config) (*Server, *fake) {
 	t.Helper()
-	f := &fake{gone: make(chan struct{}, 10)}
+	f := &fake{gone: make(chan struct{}, 10), begun: make(chan struct{}, 10), ended: make(chan error, 10)}
 	if cfg.Address == "" {
 		cfg.Address = "127.0.0.1:0"
 	}

@@ -2,6 +2,7 @@ package streaming
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,11 +44,13 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	h.conn.forget = context.AfterFunc(h.server, h.conn.drop)
-	return h.conn, rw, nil
+	return h.conn, bufio.NewReadWriter(h.conn.reader(rw.Reader), rw.Writer), nil
 }
 
 // conn is the connection of a session. It notices when the client goes although nobody reads: protocols with several
-// streams in one connection don't read on while one of the streams is full. Closing it is closing with a delay: the
+// streams in one connection don't read on while one of the streams is full. Whoever does read learns of the client's end
+// only after the session has ended, so that its streams' ends can't be taken for the client's wish. Closing it is
+// closing with a delay: the
 // kernel throws away what is still on its way to the client when a socket with unread input is closed (RFC 1122
 // 4.2.2.13).
 type conn struct {
@@ -96,6 +99,25 @@ func (c *conn) watch() error {
 		}
 	})
 	return nil
+}
+
+// reader returns one that has what before has read already.
+func (c *conn) reader(before *bufio.Reader) *bufio.Reader {
+	n := before.Buffered()
+	if n == 0 {
+		return bufio.NewReader(c)
+	}
+	b, _ := before.Peek(n)
+	return bufio.NewReader(io.MultiReader(bytes.NewReader(b), c))
+}
+
+// Read implements net.Conn. After an error there is nothing that a session could go on with.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.end()
+	}
+	return n, err
 }
 
 // Close ends the session and our side of the connection. The connection goes when the client closes its side, or after

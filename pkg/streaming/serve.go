@@ -44,19 +44,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, b *bridge, request any) {
+func (s *Server) serve(w *hijacker, r *http.Request, b *bridge, request any) {
 	idle, creation := s.cfg.IdleTimeout, s.cfg.CreationTimeout
 	websocket := wsstream.IsWebSocketRequest(r)
 	switch q := request.(type) {
 	case *runtimeapi.ExecRequest:
 		if websocket {
-			serveWebSocket(w, r, q, idle, func(st Streams) error { return b.exec(r.Context(), q.GetContainerId(), q.GetCmd(), st) })
+			serveWebSocket(w, r, w.end, q, idle, func(st Streams) error { return b.exec(r.Context(), q.GetContainerId(), q.GetCmd(), st) })
 			return
 		}
 		remotecommand.ServeExec(w, r, b, "", "", q.GetContainerId(), q.GetCmd(), options(q), idle, creation, remotecommand.SupportedStreamingProtocols)
 	case *runtimeapi.AttachRequest:
 		if websocket {
-			serveWebSocket(w, r, q, idle, func(st Streams) error { return b.runtime.Attach(r.Context(), q.GetContainerId(), st) })
+			serveWebSocket(w, r, w.end, q, idle, func(st Streams) error { return b.runtime.Attach(r.Context(), q.GetContainerId(), st) })
 			return
 		}
 		remotecommand.ServeAttach(w, r, b, "", "", q.GetContainerId(), options(q), idle, creation, remotecommand.SupportedStreamingProtocols)

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -128,6 +129,62 @@ func TestClientGoes(t *testing.T) {
 	}
 	until(t, "sessions end", func() bool { return f.running.Load() == 0 })
 }
+
+// A program must not be told that its client has closed stdin when it is the client that has ended: it would end by itself,
+// and what it has started would stay.
+func TestEndOfStdin(t *testing.T) {
+	s, f := serve(t, Config{})
+	request := func() string {
+		return execURL(t, s, &runtimeapi.ExecRequest{Cmd: []string{"eof"}, Stdin: true, Stdout: true})
+	}
+	spdy := func() (io.Closer, io.Closer) {
+		st, _, c := dialSPDY(t, request(), "v4.channel.k8s.io", "error", "stdin", "stdout")
+		return c, st["stdin"]
+	}
+	websockets := func(protocol string) func() (io.Closer, io.Closer) {
+		return func() (io.Closer, io.Closer) {
+			ws := dialWebSocket(t, request(), protocol)
+			return ws, closer(func() error { return websocket.Message.Send(ws, []byte{255, stdin}) })
+		}
+	}
+	for name, tt := range map[string]struct {
+		dial func() (client, stdin io.Closer)
+		gone bool
+	}{
+		"SPDY":                {spdy, true},
+		"SPDY: stdin":         {spdy, false},
+		"WebSocket v5":        {websockets("v5.channel.k8s.io"), true},
+		"WebSocket v5: stdin": {websockets("v5.channel.k8s.io"), false},
+		"WebSocket v4":        {websockets("v4.channel.k8s.io"), true},
+		"WebSocket v4: close": {func() (io.Closer, io.Closer) {
+			ws := dialWebSocket(t, request(), "v4.channel.k8s.io")
+			return closer(func() error { return ws.WriteClose(1000) }), nil
+		}, true},
+	} {
+		for range 20 { // it is seen in two places, in any order
+			end, stdin := tt.dial()
+			<-f.begun
+			if !tt.gone {
+				end = stdin
+			}
+			if err := end.Close(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-f.ended:
+				if (err != nil) != tt.gone {
+					t.Fatalf("%s: stdin ends, and the session's context is: %v", name, err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s: stdin does not end", name)
+			}
+		}
+	}
+}
+
+type closer func() error
+
+func (f closer) Close() error { return f() }
 
 func TestTimeouts(t *testing.T) {
 	s, f := serve(t, Config{IdleTimeout: 200 * time.Millisecond, CreationTimeout: 200 * time.Millisecond})

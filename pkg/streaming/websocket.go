@@ -30,7 +30,8 @@ const (
 
 // serveWebSocket runs an exec or attach session over a WebSocket. The protocols: v1 ("" and channel.k8s.io) has errors as
 // text; v4 has a status with the exit code; v5 can also end stdin alone. Each but v5 also exists in base64.
-func serveWebSocket(w http.ResponseWriter, r *http.Request, want wanted, idle time.Duration, run func(Streams) error) {
+// end ends the session.
+func serveWebSocket(w http.ResponseWriter, r *http.Request, end func(), want wanted, idle time.Duration, run func(Streams) error) {
 	types := make([]wsstream.ChannelType, channels) // IgnoreChannel
 	types[status], types[resize] = wsstream.WriteChannel, wsstream.ReadChannel
 	first := status
@@ -63,6 +64,9 @@ func serveWebSocket(w http.ResponseWriter, r *http.Request, want wanted, idle ti
 	st := Streams{TTY: want.GetTty()}
 	if want.GetStdin() {
 		st.Stdin = ch[stdin]
+		if protocol != remotecommand.StreamProtocolV5Name {
+			st.Stdin = lastReader{ch[stdin], end}
+		}
 	}
 	if want.GetStdout() {
 		st.Stdout = ch[stdout]
@@ -78,6 +82,21 @@ func serveWebSocket(w http.ResponseWriter, r *http.Request, want wanted, idle ti
 	}
 	conn.Close()
 	resizing.Wait()
+}
+
+// lastReader is stdin in a protocol that can't end it alone: its end is that of the session.
+type lastReader struct {
+	io.Reader
+	end func()
+}
+
+// Read implements io.Reader.
+func (r lastReader) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	if err != nil {
+		r.end()
+	}
+	return n, err
 }
 
 // sizes decodes what the client says of its terminal, until its stream or ctx ends.

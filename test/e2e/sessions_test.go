@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +19,6 @@ import (
 
 // A client that goes takes its exec with it, and all that it started.
 func TestExecClientGoes(t *testing.T) {
-	if os.Getenv("CRI_SERVER_E2E_SESSIONS") == "" {
-		t.Skip("fails now and then on a busy machine: set CRI_SERVER_E2E_SESSIONS to run it")
-	}
 	f := start(t, testnode.Options{})
 	pod, c := f.idle("gone")
 	w := &walk{fixture: f}

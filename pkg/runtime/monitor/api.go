@@ -137,16 +137,16 @@ type AttachRequest struct {
 //	(*Client) List(ctx) ([]State, error)
 //	(*Client) ReopenLog(ctx, id) error
 //	(*Client) Resize(ctx, id, width, height uint16) error
-//	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid int, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Close()
+//	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid int, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Release(), Close()
 //	(*Client) Attach(ctx, *AttachRequest) (*Attachment, error) // Attachment: Wait(ctx) error (container stopped or dropped), Close()
 //	(*Client) Events(ctx) (*Events, error)                  // first Known events, one per container there is, then changes; Events: Known int, Next(ctx) (Event, error), Close()
 //	(*Client) Shutdown(ctx) error                           // refused with ErrFailedPrecondition while containers exist
 //	(*Client) Keep(ctx, LaunchConfig, *slog.Logger) error   // from now on cri-monitor may die, see above
 //	(*Client) Upgrade(ctx, path string) (Version, error)    // goes on in another program
 //
-// Exec and Attach give cri-monitor duplicates of their files: the caller closes its own. Close of an Exec whose process
-// still runs kills the whole session: every process in its cgroup (native engine), or in its process tree (oci engine,
-// where one that has detached itself escapes). What an exec that ended by itself leaves behind runs on until the
-// container ends, as with containerd.
+// Exec and Attach give cri-monitor duplicates of their files: the caller closes its own. Close of an Exec kills the whole
+// session, whether its process has ended or not, unless there was a Release: every process in its cgroup (native
+// engine), or in its process tree (oci engine, where one that has detached itself escapes). What is left behind after a
+// Release runs on until the container ends, as with containerd.
 //
 // and Launch(ctx, LaunchConfig) starts cri-monitor detached when no one listens.

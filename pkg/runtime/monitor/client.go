@@ -225,6 +225,7 @@ func exchange(ctx context.Context, uc *net.UnixConn, k kind, in any, files ...*o
 		f, err = readFrame(uc, nil)
 	}
 	if !stop() { // closed under our hands
+		uc.Close() // perhaps not yet; the other side must see that before it sees what closing the files leads to
 		if f != nil {
 			f.closeFiles()
 		}

@@ -13,9 +13,8 @@ import (
 
 // stream is a connection of its own for something long-lived. One goroutine reads it; close waits for that.
 type stream struct {
-	uc    *net.UnixConn
-	write sync.Mutex
-	done  chan struct{} // closed when the reader has ended
+	uc   *net.UnixConn
+	done chan struct{} // closed when the reader has ended
 }
 
 // open makes a stream by a request, and returns its answer.
@@ -70,30 +69,33 @@ type Exec struct {
 	// Terminal is the pty master, nil without a terminal. The caller closes it.
 	Terminal *os.File
 
-	s    *stream
-	code int
-	err  error
+	client  *Client
+	id      string // of the container
+	session uint64
+	s       *stream
+	code    int
+	err     error
 }
 
 // Exec runs a process in a running container and returns once it runs. The caller keeps its files in req, and closes
 // the child's ends, since cri-monitor has got duplicates. The session, all processes that came of it, is killed when
-// the Exec is closed, or this process dies, before it has ended.
+// the Exec is closed, or this process dies, before Release.
 func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
 	call.Process, call.Env = SplitEnv(req.Process)
-	call.Seccomp = req.Seccomp
+	call.Seccomp, call.Releases = req.Seccomp, true
 	s, f, err := c.open(ctx, kindExec, call, files...)
 	if err != nil {
 		return nil, err
 	}
-	x := &Exec{s: s}
+	x := &Exec{client: c, id: req.ID, s: s}
 	var started execStarted
 	if err := f.decode(&started); err != nil || f.kind != kindStarted {
-		f.closeFiles()
 		s.uc.Close()
+		f.closeFiles()
 		return nil, fmt.Errorf("unexpected answer of kind %d: %w", f.kind, errdefs.ErrInternal)
 	}
-	x.Pid = started.Pid
+	x.Pid, x.session = started.Pid, started.Session
 	if len(f.files) > 0 {
 		x.Terminal = f.files[0]
 		for _, extra := range f.files[1:] {
@@ -114,8 +116,7 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 			// The process is nobody's now; it must not outlive its session.
 			ctx, cancel := deadline(context.Background())
 			defer cancel()
-			err := c.call(ctx, kindKillSession, target{ID: req.ID, Session: started.Session}, nil)
-			if err != nil && !errdefs.IsNotFound(err) {
+			if err := x.kill(ctx); err != nil {
 				x.err = fmt.Errorf("%w (its processes may live on: %w)", x.err, err)
 			}
 		}
@@ -124,8 +125,14 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 }
 
 // Wait returns the exit code, 128+n for a death by signal n, once the process itself has ended. Processes that it left
-// behind may hold its pipes open. ErrUnavailable when cri-monitor was lost, ErrAborted after Close.
+// behind may hold its pipes open. ErrUnavailable when cri-monitor was lost, ErrAborted after Close. When the process
+// has ended and ctx too, it is the exit code that counts.
 func (x *Exec) Wait(ctx context.Context) (int, error) {
+	select {
+	case <-x.s.done:
+		return x.code, x.err
+	default:
+	}
 	select {
 	case <-x.s.done:
 		return x.code, x.err
@@ -134,22 +141,30 @@ func (x *Exec) Wait(ctx context.Context) (int, error) {
 	}
 }
 
-// Kill ends the process and all that came of it; Wait then tells its exit.
+// Kill ends the process and all that came of it, also what it has left behind when it has ended already. It returns when
+// they are gone, at the latest after 2*settleTime; Wait then tells the exit. To be called before the session's files
+// are closed: what closing them leads to (SIGHUP, SIGPIPE, the end of stdin) may be the end of the process, but is not
+// that of its children.
 func (x *Exec) Kill() error {
-	x.s.write.Lock()
-	defer x.s.write.Unlock()
-	select {
-	case <-x.s.done:
-		return nil
-	default:
-	}
-	if err := writeFrame(x.s.uc, kindExecKill, 2, nil); err != nil {
-		return lost(err)
-	}
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), 2*settleTime)
+	defer cancel()
+	return x.kill(ctx)
 }
 
-// Close ends the session; if its process still runs, it is killed with all that came of it.
+func (x *Exec) kill(ctx context.Context) error {
+	err := x.client.call(ctx, kindKillSession, target{ID: x.id, Session: x.session}, nil)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Release says, after Wait, that what the process has left behind may run on until the container ends.
+func (x *Exec) Release() {
+	_ = writeFrame(x.s.uc, kindRelease, 2, nil) // a cri-monitor that does not hear it has died
+}
+
+// Close ends the session: without Release, everything that is there of it is killed.
 func (x *Exec) Close() error { return x.s.close() }
 
 // Attachment is a connection to a container's stdio.

@@ -17,19 +17,34 @@ import (
 
 // execSet are the exec sessions of one container.
 type execSet struct {
-	mu    sync.Mutex
-	seq   uint64
-	count int
-	idle  chan struct{}    // closed when count is 0; nil until somebody waits
-	dirs  []*sessionCgroup // of running sessions, and of those that left processes
+	mu   sync.Mutex
+	seq  uint64
+	live map[uint64]*session // by number; nil when there are none
+	idle chan struct{}       // closed when none is live; nil until somebody waits
+	dirs []*sessionCgroup    // of running sessions, and of those that left processes
 }
 
-func (e *execSet) begin() uint64 {
+// begin gives a session its number.
+func (e *execSet) begin(x *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.seq++
-	e.count++
-	return e.seq
+	x.n = e.seq
+	e.enter(x)
+}
+
+// began tells the session's process.
+func (e *execSet) began(x *session, proc engine.Process) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x.proc = proc
+}
+
+func (e *execSet) enter(x *session) {
+	if e.live == nil {
+		e.live = map[uint64]*session{}
+	}
+	e.live[x.n] = x
 }
 
 // add notes a session's cgroup.
@@ -39,15 +54,19 @@ func (e *execSet) add(cg *sessionCgroup) {
 	e.dirs = append(e.dirs, cg)
 }
 
-// end forgets a session. Its cgroup (nil: none) is removed, now or when its last process has gone.
-func (e *execSet) end(cg *sessionCgroup) {
+// end forgets a session. Its cgroup, if it has one, is removed, now or when its last process has gone.
+func (e *execSet) end(x *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if cg != nil {
-		cg.ended = true
+	if x.cg != nil {
+		x.cg.ended = true
 	}
 	e.sweep()
-	if e.count--; e.count == 0 && e.idle != nil {
+	if delete(e.live, x.n); len(e.live) > 0 {
+		return
+	}
+	e.live = nil
+	if e.idle != nil {
 		close(e.idle)
 		e.idle = nil
 	}
@@ -76,7 +95,7 @@ func (e *execSet) kill() error {
 // wait returns when no session is left.
 func (e *execSet) wait(ctx context.Context) error {
 	e.mu.Lock()
-	if e.count == 0 {
+	if len(e.live) == 0 {
 		e.mu.Unlock()
 		return nil
 	}
@@ -103,9 +122,14 @@ func (e *execSet) removeCgroups() {
 	e.dirs = nil
 }
 
-// killSession ends session n, whose cri-monitor has died. ErrNotFound when there is nothing of it.
+// killSession ends session n, or what it has left behind, and returns when its processes are gone. ErrNotFound when
+// there is nothing of it.
 func (e *execSet) killSession(n uint64) error {
 	e.mu.Lock()
+	var proc engine.Process
+	if x := e.live[n]; x != nil {
+		proc = x.proc
+	}
 	var found *sessionCgroup
 	for _, cg := range e.dirs {
 		if cg.n == n {
@@ -113,10 +137,23 @@ func (e *execSet) killSession(n uint64) error {
 		}
 	}
 	e.mu.Unlock()
-	if found == nil {
-		return fmt.Errorf("exec session %d: %w", n, errdefs.ErrNotFound)
+	switch {
+	case found != nil:
+		err := found.kill()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.sweep()
+		return err
+	case proc != nil:
+		killTree(proc)
+		select {
+		case <-proc.Child().Done():
+			return nil
+		case <-time.After(settleTime):
+			return fmt.Errorf("exec session %d: process %d does not end: %w", n, proc.Pid(), errdefs.ErrUnavailable)
+		}
 	}
-	return found.kill()
+	return fmt.Errorf("exec session %d: %w", n, errdefs.ErrNotFound)
 }
 
 // session is one exec.
@@ -143,7 +180,7 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 	}
 	x := &session{c: c}
 	cfg := &engine.ExecConfig{Process: call.Process, Seccomp: call.Seccomp, Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2]}
-	x.n = c.execs.begin()
+	c.execs.begin(x)
 	if c.oci == nil && c.cgroup != nil {
 		var err error
 		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup, x.n); err != nil {
@@ -152,34 +189,32 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 			c.execs.add(x.cg)
 		}
 	}
+	var proc engine.Process
 	err := faultpoint.Hit("monitor.exec.cgroup")
 	if err == nil {
-		x.proc, err = c.ctr.Exec(ctx, cfg)
+		proc, err = c.ctr.Exec(ctx, cfg)
 	}
 	if err != nil {
 		if x.cg != nil {
 			_ = x.cg.kill() // what the engine could not take back
 		}
-		c.execs.end(x.cg)
+		c.execs.end(x)
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
+	c.execs.began(x, proc)
 	return x, nil
 }
 
-// kill ends the whole process tree of the session.
+// kill ends the whole process tree of the session, or what it has left behind.
 func (x *session) kill() {
-	if x.cg != nil {
-		if err := x.cg.kill(); err != nil {
-			x.c.s.log.Error("exec session may live on", "container", x.c.id, "err", err)
-		}
-		return
+	if err := x.c.execs.killSession(x.n); err != nil && !errdefs.IsNotFound(err) {
+		x.c.s.log.Error("exec session may live on", "container", x.c.id, "err", err)
 	}
-	killTree(x.proc)
 }
 
 // finish is called when the process was reaped. Processes that it left behind run on, as they do with containerd, until
 // the container ends; after kill there are none.
-func (x *session) finish() { x.c.execs.end(x.cg) }
+func (x *session) finish() { x.c.execs.end(x) }
 
 // exec starts an exec session; the connection serves it from now on.
 func (c *conn) exec(f *frame) error {
@@ -215,37 +250,45 @@ func (c *conn) exec(f *frame) error {
 	if err != nil {
 		c.cancel()
 	}
-	c.task = &execTask{f.id, x}
+	c.task = &execTask{id: f.id, x: x, releases: call.Releases}
 	return nil
 }
 
 // execTask is a session with its client: it ends with the connection.
+//
+// The end of the program does not end it. A program may end because its client goes, which hangs up its terminal and
+// closes its stdin; what it has started must go too then, and here the two ends are seen in either order. So the client
+// says when it has taken the exit code (kindRelease) and what is left may stay.
 type execTask struct {
-	id uint64 // of the request
-	x  *session
+	id       uint64 // of the request
+	x        *session
+	releases bool // the client does so
+	told     bool // the exit code; finish was called
 }
 
 // run reports the exit, and kills the session when the client asks for it or leaves.
 func (t *execTask) run(c *conn) error {
-	child := t.x.proc.Child()
 	for {
+		ended := t.x.proc.Child().Done()
+		if t.told {
+			ended = nil
+		}
 		select {
-		case <-child.Done():
-			status, _ := child.Wait(context.Background())
-			t.x.finish()
-			return c.write(kindExited, t.id, execExited{status.Code()})
+		case <-ended:
+			if err := t.tell(c); err != nil || !t.releases {
+				return err
+			}
 		case g := <-c.frames:
 			g.closeFiles()
-			if g.kind == kindExecKill {
+			switch {
+			case g.kind == kindExecKill:
 				t.x.kill()
+			case g.kind == kindRelease && t.told:
+				return nil
 			}
 		case <-c.ctx.Done():
 			t.x.kill()
-			select {
-			case <-child.Done():
-			case <-time.After(killTime): // in an uninterruptible sleep; the Reaper gets it later
-			}
-			t.x.finish()
+			t.settle()
 			return c.ctx.Err()
 		case <-c.s.freezer.begun():
 			return errFrozen
@@ -253,8 +296,33 @@ func (t *execTask) run(c *conn) error {
 	}
 }
 
+// tell reports the exit.
+func (t *execTask) tell(c *conn) error {
+	status, _ := t.x.proc.Child().Wait(context.Background())
+	t.x.finish()
+	t.told = true
+	err := c.write(kindExited, t.id, execExited{status.Code()})
+	if err != nil { // the client has gone
+		t.x.kill()
+		t.settle()
+	}
+	return err
+}
+
+// settle is called when the session was killed and nobody wants to know more.
+func (t *execTask) settle() {
+	if t.told {
+		return
+	}
+	select {
+	case <-t.x.proc.Child().Done():
+	case <-time.After(killTime): // in an uninterruptible sleep; the Reaper gets it later
+	}
+	t.x.finish()
+}
+
 func (t *execTask) save() (savedTask, []int) {
-	v := savedTask{Kind: "exec", ID: t.id, Container: t.x.c.id, Session: t.x.n, Pid: t.x.proc.Pid()}
+	v := savedTask{Kind: "exec", ID: t.id, Container: t.x.c.id, Session: t.x.n, Pid: t.x.proc.Pid(), Releases: t.releases, Told: t.told}
 	select {
 	case <-t.x.proc.Child().Done():
 		status, _ := t.x.proc.Child().Wait(context.Background())

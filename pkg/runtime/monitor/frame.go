@@ -57,10 +57,11 @@ const (
 	kindEvents
 	kindShutdown
 	kindExecKill    // on an exec's connection
-	kindKillSession // an exec session whose cri-monitor has died
+	kindKillSession // an exec session, whether its process runs or has ended
 	kindKeep        // gives what a next cri-monitor needs, on a connection of its own
 	kindRestore     // takes it back
 	kindUpgrade     // goes on in another program; the program's file rides on it
+	kindRelease     // on an exec's connection: what the program left behind may stay
 )
 
 // Answers.

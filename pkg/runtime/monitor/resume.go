@@ -174,19 +174,21 @@ func (s *Server) resumeTask(c *conn, v *savedTask, fds []int) (task, error) {
 
 func (c *container) resumeExec(v *savedTask) (task, error) {
 	x := &session{c: c, n: v.Session}
-	if c.cgroup != nil && c.oci == nil {
-		x.cg = c.execs.resume(v.Session)
-	} else {
-		c.execs.resume(v.Session)
-	}
+	t := &execTask{id: v.ID, x: x, releases: v.Releases, told: v.Told}
 	if v.Ended {
 		x.proc = endedProcess{v.Pid, reaper.Ended(v.Pid, v.Code)}
-		return &execTask{v.ID, x}, nil
+	}
+	if v.Told { // finished already
+		return t, nil
+	}
+	c.execs.resume(x)
+	if v.Ended {
+		return t, nil
 	}
 	for _, p := range c.sessions {
 		if p.Pid() == v.Pid {
 			x.proc = p
-			return &execTask{v.ID, x}, nil
+			return t, nil
 		}
 	}
 	x.finish()

@@ -82,19 +82,17 @@ func (e *execSet) find(of *engine.Cgroup) {
 	}
 }
 
-// resume goes on with session n of a former process.
-func (e *execSet) resume(n uint64) *sessionCgroup {
+// resume goes on with a session of a former process, whose cgroup find has found.
+func (e *execSet) resume(x *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.count++
-	e.seq = max(e.seq, n)
+	e.seq = max(e.seq, x.n)
+	e.enter(x)
 	for _, cg := range e.dirs {
-		if cg.n == n {
-			cg.ended = false
-			return cg
+		if cg.n == x.n {
+			cg.ended, x.cg = false, cg
 		}
 	}
-	return nil
 }
 
 // kill ends every process in the cgroup, and does not return before they have left it, or settleTime is over.
@@ -175,8 +173,8 @@ func (s *sessionCgroup) removeSoon() error {
 func killTree(p engine.Process) {
 	for round := 0; round < 10; round++ {
 		tree := descendants(p.Pid(), nil)
-		_ = p.Signal(unix.SIGKILL)
-		if len(tree) == 0 {
+		// A process that was reaped has no descendants: those found are another's, who has got the pid since.
+		if p.Signal(unix.SIGKILL) != nil || len(tree) == 0 {
 			return
 		}
 		for _, pid := range tree {

@@ -89,6 +89,9 @@ type savedTask struct {
 	Pid     int    `json:"pid,omitempty"`
 	Ended   bool   `json:"ended,omitempty"`
 	Code    int    `json:"code,omitempty"`
+	// Releases is that of stdioCall; Told: the client knows the exit code.
+	Releases bool `json:"releases,omitempty"`
+	Told     bool `json:"told,omitempty"`
 	// attach
 	Attachment *stdio.SavedAttachment `json:"attachment,omitempty"`
 	Has        [3]bool                `json:"has,omitzero"`

@@ -60,6 +60,9 @@ type stdioCall struct {
 	Stdin   bool           `json:"stdin,omitempty"`
 	Stdout  bool           `json:"stdout,omitempty"`
 	Stderr  bool           `json:"stderr,omitempty"`
+	// Releases: the client sends kindRelease when what the program left behind may stay. Without it, everything that
+	// is there when the connection ends is killed. (Clients that don't know it leave all that outlives the program.)
+	Releases bool `json:"releases,omitempty"` // exec
 }
 
 // execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
