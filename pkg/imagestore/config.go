@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore/binfmt"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/registry"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/unpack"
 )
@@ -22,6 +23,9 @@ type Config struct {
 	Snapshotter string
 	// Platform is what images are chosen for; nil is this machine.
 	Platform *ocispec.Platform
+	// BinfmtDir is where binfmt_misc is mounted; binfmt.Dir if empty. Images for platforms whose programs an interpreter registered
+	// there runs are taken where there is none for Platform.
+	BinfmtDir string
 	// DiscardUnpackedLayers drops a layer's compressed blob once it is unpacked. It halves the disk space; such an image
 	// can't be exported.
 	DiscardUnpackedLayers bool
@@ -71,6 +75,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Platform == nil {
 		p := platforms.DefaultSpec()
 		c.Platform = &p
+	}
+	if c.BinfmtDir == "" {
+		c.BinfmtDir = binfmt.Dir
 	}
 	if c.ConcurrentLayers <= 0 {
 		c.ConcurrentLayers = max(4, 2*runtime.NumCPU())

@@ -75,14 +75,20 @@ func (s *Disk) choose(ctx context.Context, src source, desc ocispec.Descriptor, 
 	}
 }
 
-// pick chooses the best descriptor for the platform; one without a platform comes last.
+// usable descriptors are manifests that may be images: no attestations and artifacts.
+func usable(d ocispec.Descriptor) bool {
+	return d.Digest.Validate() == nil && d.Digest.Algorithm() == digest.SHA256 && isManifestType(d.MediaType) && d.Annotations["vnd.docker.reference.type"] == ""
+}
+
+// pick chooses the best descriptor for the platform. One without a platform comes last but for those of other platforms whose
+// programs an interpreter runs.
 func (s *Disk) pick(list []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	match := platforms.Only(*s.cfg.Platform)
 	var best *ocispec.Descriptor
 	var offered []string
 	for i, d := range list {
-		if d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || !isManifestType(d.MediaType) || d.Annotations["vnd.docker.reference.type"] != "" {
-			continue // attestations and artifacts
+		if !usable(d) {
+			continue
 		}
 		if d.Platform == nil {
 			if best == nil {
@@ -99,11 +105,14 @@ func (s *Disk) pick(list []ocispec.Descriptor) (ocispec.Descriptor, error) {
 		}
 	}
 	if best == nil {
+		best = s.firstForeign(list)
+	}
+	if best == nil {
 		slices.Sort(offered)
 		if len(offered) > 20 {
 			offered = append(offered[:20], "…")
 		}
-		return ocispec.Descriptor{}, fmt.Errorf("no image for %s among %s: %w", platforms.Format(*s.cfg.Platform), strings.Join(slices.Compact(offered), ", "), errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("no image for %s among %s, nor one that an interpreter registered with binfmt_misc runs: %w", platforms.Format(*s.cfg.Platform), strings.Join(slices.Compact(offered), ", "), errdefs.ErrNotFound)
 	}
 	return *best, nil
 }
@@ -177,11 +186,8 @@ func (s *Disk) parseConfig(b []byte, m ocispec.Manifest) (ocispec.Image, error) 
 			return c, fmt.Errorf("config: diff ID %d: %w", i, err)
 		}
 	}
-	if c.Architecture == "" && c.OS == "" {
-		return c, nil
-	}
-	if !platforms.Only(*s.cfg.Platform).Match(c.Platform) {
-		return c, fmt.Errorf("config: the image is for %s, this node is %s: %w", platforms.Format(c.Platform), platforms.Format(*s.cfg.Platform), errdefs.ErrFailedPrecondition)
+	if err := s.runs(c.Platform); err != nil {
+		return c, fmt.Errorf("config: %w", err)
 	}
 	return c, nil
 }

@@ -106,6 +106,10 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	release := s.holdLocked(ids) // in one step with the look-up
 	s.mu.Unlock()
 	defer release()
+	// The interpreter that the image was pulled for may be gone.
+	if err := s.runs(img.config.Platform); err != nil && !strings.HasPrefix(key, viewPrefix) {
+		return err
+	}
 
 	layers, err := s.chain(ids)
 	if err != nil {
