@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -131,6 +132,9 @@ func (s *Disk) openRoot() error {
 		if err := emptyDir(s.path(dir)); err != nil {
 			return fmt.Errorf("clear %s: %w", dir, err)
 		}
+	}
+	if err := removeHalfWritten(s.cfg.Root); err != nil {
+		return err
 	}
 	var err error
 	if s.driver, s.why, err = snapshot.Open(s.cfg.Snapshotter, s.cfg.Root); err != nil {
@@ -277,6 +281,17 @@ func writeFile(name string, b []byte) error {
 		return err
 	}
 	return syncDir(filepath.Dir(name))
+}
+
+// removeHalfWritten removes what writeFile left in dir when it was killed.
+func removeHalfWritten(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".tmp") {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 func syncDir(name string) error {

@@ -2,11 +2,9 @@ package imagestore_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -16,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/seed-9a14075a/cri-server/internal/testns"
-	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/imagetest"
 )
 
@@ -150,89 +147,6 @@ func TestSnapshotKeepsLayers(t *testing.T) {
 	}
 }
 
-const crashEnv = "IMAGESTORE_TEST_CRASH"
-
-// TestCrashChild is the process that the crash tests kill: at a step named in its environment it does so itself.
-func TestCrashChild(t *testing.T) {
-	args := strings.Split(os.Getenv(crashEnv), "|")
-	if len(args) != 4 {
-		t.Skip("only as a child of the crash tests")
-	}
-	root, ref, step, what := args[0], args[1], args[2], args[3]
-	s := open(t, config(t, root))
-	die := func(at string) {
-		if at == step {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		}
-	}
-	if what == "remove" {
-		pull(t, s, ref)
-		imagestore.OnStep(die)
-		if err := s.Remove(context.Background(), ref); err != nil {
-			t.Fatal(err)
-		}
-	} else {
-		imagestore.OnStep(die)
-		pull(t, s, ref)
-	}
-	fmt.Println("survived")
-}
-
-// child runs TestCrashChild; started is called with its pid. It returns whether the child was killed.
-func child(t *testing.T, args []string, started func(pid int)) bool {
-	t.Helper()
-	c := exec.Command("/proc/self/exe", "-test.run=^TestCrashChild$", "-test.v")
-	c.Env = append(os.Environ(), crashEnv+"="+strings.Join(args, "|"))
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, &out
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	started(c.Process.Pid)
-	err := c.Wait()
-	if err == nil && !strings.Contains(out.String(), "survived") {
-		t.Fatalf("the child neither finished nor died: %s", &out)
-	}
-	return err != nil
-}
-
-// TestCrashSteps dies between any two steps on disk.
-func TestCrashSteps(t *testing.T) {
-	testns.Root(t)
-	for what, steps := range map[string][]string{
-		"pull":   {"image.layer.unpacked", "image.blob.stored", "image.layer.stored", "image.content.placed", "image.content.synced", "image.table.change", "image.file.written", "image.table.written"},
-		"remove": {"image.table.change", "image.file.written", "image.table.written", "image.trash.moved"},
-	} {
-		for _, step := range steps {
-			t.Run(what+"/"+step, func(t *testing.T) {
-				srv := serve(t)
-				built := threeLayers().Build()
-				srv.Put("img", "v1", built)
-				cfg := config(t, filepath.Join(t.TempDir(), "store"))
-				ref := srv.Host + "/img:v1"
-				if !child(t, []string{cfg.Root, ref, step, what}, func(int) {}) {
-					t.Fatal("the step was not reached")
-				}
-				s := open(t, cfg)
-				for _, img := range s.List() {
-					checkTree(t, s, img.ID) // whatever is listed is whole
-				}
-				if n := len(s.List()); n == 0 && s.Usage().Bytes != 0 {
-					t.Errorf("leaked: %+v", s.Usage())
-				}
-				checkUsage(t, s, cfg.Root)
-				img := pull(t, s, ref)
-				checkTree(t, s, img.ID)
-				if err := s.Remove(t.Context(), img.ID); err != nil {
-					t.Fatal(err)
-				}
-				clean(t, s, cfg.Root)
-			})
-		}
-	}
-}
-
 // TestCrash kills a pull with SIGKILL at points all along it.
 func TestCrash(t *testing.T) {
 	testns.Root(t)
@@ -265,7 +179,7 @@ func TestCrash(t *testing.T) {
 			})
 			cfg := config(t, filepath.Join(t.TempDir(), "store"))
 			ref := srv.Host + "/img:v1"
-			killed := child(t, []string{cfg.Root, ref, "", "pull"}, func(p int) { pid.Store(int64(p)); close(started) })
+			killed, _ := child(t, []string{cfg.Root, ref, "0", "pull"}, func(p int) { pid.Store(int64(p)); close(started) })
 			if !killed {
 				t.Error("the child outlived its pull")
 			}
