@@ -2,7 +2,7 @@ package powercut_test
 
 import (
 	"context"
-	"os"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -26,7 +26,8 @@ type event struct {
 type device struct {
 	fs.Inode
 	mu     sync.Mutex
-	disk   []byte
+	disk   blocks
+	record bool
 	events []event
 }
 
@@ -37,7 +38,7 @@ func (d *device) mark(s string) {
 }
 
 func (d *device) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Mode, out.Size = unix.S_IFREG|0o600, uint64(len(d.disk))
+	out.Mode, out.Size = unix.S_IFREG|0o600, uint64(d.disk.size)
 	return 0
 }
 
@@ -52,71 +53,85 @@ func (*device) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Err
 func (d *device) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if off >= int64(len(d.disk)) {
-		return fuse.ReadResultData(nil), 0
-	}
-	return fuse.ReadResultData(dest[:copy(dest, d.disk[off:])]), 0
+	return fuse.ReadResultData(dest[:d.disk.read(dest, off)]), 0
 }
 
 func (d *device) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if off+int64(len(data)) > int64(len(d.disk)) {
+	if off+int64(len(data)) > d.disk.size {
 		return 0, syscall.ENOSPC
 	}
-	copy(d.disk[off:], data)
-	d.events = append(d.events, event{data: append([]byte(nil), data...), offset: off})
+	d.disk.write(data, off)
+	if d.record {
+		d.events = append(d.events, event{data: append([]byte(nil), data...), offset: off})
+	}
 	return uint32(len(data)), 0
 }
 
 func (d *device) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.events = append(d.events, event{flush: true})
+	if d.record {
+		d.events = append(d.events, event{flush: true})
+	}
 	return 0
 }
 
-// record makes an ext4 on a recording device and mounts it; stop unmounts. It returns what the disk held at first.
-func record(t *testing.T, size int64) (d *device, mnt string, first []byte, stop func()) {
-	t.Helper()
-	img := filepath.Join(t.TempDir(), "first")
-	command(t, "truncate", "-s", size, img)
-	command(t, "mkfs.ext4", "-q", "-F", img)
-	first, err := os.ReadFile(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d = &device{disk: append([]byte(nil), first...)}
-	served, mnt := t.TempDir(), t.TempDir()
-	root := &fs.Inode{}
-	srv, err := fs.Mount(served, root, &fs.Options{
-		MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "powercut", MaxWrite: 1 << 20},
-		OnAdd: func(ctx context.Context) {
-			root.AddChild("disk", root.NewPersistentInode(ctx, d, fs.StableAttr{Mode: unix.S_IFREG}), true)
-		},
-	})
+// bench serves devices as files in a directory, and mounts them.
+type bench struct {
+	dir  string
+	root *fs.Inode
+	n    int
+	fs   string
+}
+
+// newBench mounts the FUSE file system that the devices are files of.
+func newBench(t *testing.T, fsType string) *bench {
+	b := &bench{dir: t.TempDir(), root: &fs.Inode{}, fs: fsType}
+	srv, err := fs.Mount(b.dir, b.root, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "powercut", MaxWrite: 1 << 20}})
 	if err != nil {
 		t.Skipf("no FUSE here: %v", err)
 	}
-	if out, err := exec.Command("mount", "-o", "loop", filepath.Join(served, "disk"), mnt).CombinedOutput(); err != nil {
-		_ = srv.Unmount()
-		t.Skipf("no loop device here: %v: %s", err, out)
-	}
-	return d, mnt, first, sync.OnceFunc(func() {
-		command(t, "umount", mnt)
+	t.Cleanup(func() {
 		if err := srv.Unmount(); err != nil {
 			t.Error(err)
 		}
 	})
+	return b
 }
 
-func command(t *testing.T, name string, args ...any) {
-	t.Helper()
-	var list []string
-	for _, a := range args {
-		list = append(list, toString(a))
+// mount mounts a device on a new directory; the result unmounts it.
+func (b *bench) mount(t *testing.T, d *device) (mnt string, stop func(), err error) {
+	b.n++
+	name := fmt.Sprint("disk", b.n) // a new name, for what the kernel knows of another device must not count for this
+	b.root.AddChild(name, b.root.NewPersistentInode(context.Background(), d, fs.StableAttr{Mode: unix.S_IFREG}), true)
+	mnt = t.TempDir()
+	out, err := exec.Command("mount", "-t", b.fs, "-o", "loop", filepath.Join(b.dir, name), mnt).CombinedOutput()
+	if err != nil {
+		return "", nil, fmt.Errorf("mount: %w: %s", err, out)
 	}
-	if out, err := exec.Command(name, list...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s", name, list, err, out)
+	return mnt, sync.OnceFunc(func() {
+		command(t, "umount", mnt)
+		b.root.RmChild(name)
+	}), nil
+}
+
+// format makes a file system and returns what the disk holds then.
+func format(t *testing.T, fsType string, size int64) blocks {
+	t.Helper()
+	if _, err := exec.LookPath("mkfs." + fsType); err != nil {
+		t.Skipf("mkfs.%s is not installed", fsType)
+	}
+	img := filepath.Join(t.TempDir(), "first")
+	command(t, "truncate", "-s", fmt.Sprint(size), img)
+	command(t, "mkfs."+fsType, "-q", img)
+	return load(t, img)
+}
+
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
 	}
 }

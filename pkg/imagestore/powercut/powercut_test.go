@@ -1,13 +1,11 @@
 package powercut_test
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -20,8 +18,6 @@ import (
 )
 
 func TestMain(m *testing.M) { testns.Main(m) }
-
-func toString(v any) string { return fmt.Sprint(v) }
 
 func open(root string) (*imagestore.Disk, error) {
 	return imagestore.Open(imagestore.Config{
@@ -56,10 +52,16 @@ func names(s *imagestore.Disk) string {
 	return strings.Join(out, "\n")
 }
 
-// TestPowerCut pulls, tags and removes images, and cuts the power at each flush and between flushes. Whatever was
+// TestPowerCut pulls, tags, imports and removes images, and cuts the power at each flush and between flushes. Whatever was
 // acknowledged before is there and whole, whatever was not is there whole or not at all, and nothing needs a repair.
 func TestPowerCut(t *testing.T) {
 	testns.Root(t)
+	for fsType, size := range map[string]int64{"ext4": 40 << 20, "btrfs": 160 << 20, "xfs": 320 << 20} {
+		t.Run(fsType, func(t *testing.T) { powerCut(t, fsType, size) })
+	}
+}
+
+func powerCut(t *testing.T, fsType string, size int64) {
 	srv, err := imagetest.Serve("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -68,12 +70,19 @@ func TestPowerCut(t *testing.T) {
 	a, b := image(1), image(2)
 	srv.Put("a", "v1", a)
 	srv.Put("b", "v1", b)
-	dev, mnt, disk, stop := record(t, 40<<20)
+	first := format(t, fsType, size)
+	dev := &device{disk: first.clone(), record: true}
+	bench := newBench(t, fsType)
+	mnt, stop, err := bench.mount(t, dev)
+	if err != nil {
+		t.Skip("no loop device here: ", err)
+	}
 	defer stop()
 	s, err := open(filepath.Join(mnt, "store"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	var archive bytes.Buffer
 	pull := func(name string) func() error {
 		return func() error { _, err := s.Pull(t.Context(), srv.Host+"/"+name+":v1", nil); return err }
 	}
@@ -84,9 +93,11 @@ func TestPowerCut(t *testing.T) {
 		pull("a"),
 		func() error { return s.Tag(t.Context(), a.ID.String(), "other/name:v2") },
 		pull("b"),
+		func() error { return s.Export(t.Context(), &archive, srv.Host+"/a:v1") },
 		func() error { return s.Remove(t.Context(), a.ID.String()) },
-		pull("a"),
+		func() error { _, err := s.Import(t.Context(), &archive); return err },
 		func() error { return s.Remove(t.Context(), srv.Host+"/b:v1") },
+		pull("b"),
 	} {
 		if err := step(); err != nil {
 			t.Fatalf("step %d: %v", i, err)
@@ -96,28 +107,34 @@ func TestPowerCut(t *testing.T) {
 	}
 	_ = s.Close()
 	stop()
-	replay(t, disk, dev.events, states)
+	r := replay{bench: bench, states: states}
+	r.run(t, first, dev.events)
 }
 
-// replay cuts at every flush: with all that was written before it, and with some of what was written behind it, which a
+type replay struct {
+	bench  *bench
+	states []string
+	cuts   int
+}
+
+// run cuts at every flush: with all that was written before it, and with some of what was written behind it, which a
 // disk may write in any order.
-func replay(t *testing.T, disk []byte, events []event, states []string) {
+func (r *replay) run(t *testing.T, disk blocks, events []event) {
 	rnd := rand.New(rand.NewPCG(11, 13))
-	img := filepath.Join(t.TempDir(), "cut")
-	done, cuts := -1, 0
+	done, flushes := -1, 0
 	for i, e := range events {
 		switch {
 		case e.mark != "":
 			done++
 			continue
 		case !e.flush:
-			copy(disk[e.offset:], e.data)
+			disk.write(e.data, e.offset)
 			continue
 		}
-		cut(t, img, disk, states, done, fmt.Sprintf("flush at event %d", i))
-		cuts++
+		flushes++
+		r.cut(t, disk.clone(), done, fmt.Sprintf("flush at event %d", i))
 		// What follows up to the next flush may be there in part. A step acknowledged meanwhile must hold all the same.
-		later, acked := slices.Clone(disk), done
+		later, acked, wrote := disk.clone(), done, false
 		for _, n := range events[i+1:] {
 			if n.flush {
 				break
@@ -125,33 +142,33 @@ func replay(t *testing.T, disk []byte, events []event, states []string) {
 			if n.mark != "" {
 				acked++
 			} else if rnd.IntN(2) == 0 {
-				copy(later[n.offset:], n.data)
+				later.write(n.data, n.offset)
+				wrote = true
 			}
 		}
-		cut(t, img, later, states, acked, fmt.Sprintf("some writes after event %d", i))
-		cuts++
+		if wrote || acked != done {
+			r.cut(t, later, acked, fmt.Sprintf("some writes after event %d", i))
+		}
 		if t.Failed() {
 			return
 		}
 	}
-	t.Logf("%d cuts at %d events, nothing damaged", cuts, len(events))
-	if cuts < 20 {
+	t.Logf("%s: %d cuts at %d flushes of %d events, nothing damaged", r.bench.fs, r.cuts, flushes, len(events))
+	if flushes < 10 {
 		t.Error("too few flushes were seen")
 	}
 }
 
 // cut opens the store that a disk holds. Step done is acknowledged; the next one may be under way.
-func cut(t *testing.T, img string, disk []byte, states []string, done int, where string) {
+func (r *replay) cut(t *testing.T, disk blocks, done int, where string) {
 	t.Helper()
-	if err := os.WriteFile(img, disk, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	mnt := t.TempDir()
-	if out, err := exec.Command("mount", "-o", "loop", img, mnt).CombinedOutput(); err != nil {
-		t.Errorf("%s: mount: %v: %s", where, err, out)
+	r.cuts++
+	mnt, stop, err := r.bench.mount(t, &device{disk: disk})
+	if err != nil {
+		t.Errorf("%s: %v", where, err)
 		return
 	}
-	defer command(t, "umount", mnt)
+	defer stop()
 	s, err := open(filepath.Join(mnt, "store"))
 	if err != nil {
 		t.Errorf("%s: open: %v", where, err)
@@ -159,14 +176,12 @@ func cut(t *testing.T, img string, disk []byte, states []string, done int, where
 	}
 	defer s.Close()
 	got := names(s)
-	if done < 0 {
-		done = 0
+	done = max(done, 0)
+	if got != r.states[done] && (done+1 >= len(r.states) || got != r.states[done+1]) {
+		t.Errorf("%s: the store lists %q after step %d, which left %q", where, got, done, r.states[done])
 	}
-	if got != states[done] && (done+1 >= len(states) || got != states[done+1]) {
-		t.Errorf("%s: the store lists %q after step %d, which left %q", where, got, done, states[done])
-	}
-	r, err := s.Verify(t.Context(), false)
-	if err != nil || len(r.Problems) > 0 {
-		t.Errorf("%s: %+v, %v", where, r, err)
+	report, err := s.Verify(t.Context(), false)
+	if err != nil || len(report.Problems) > 0 {
+		t.Errorf("%s: %+v, %v", where, report, err)
 	}
 }
