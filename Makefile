@@ -74,6 +74,11 @@ demo: build tools
 test-node: build critest-tools
 	@hack/node-test
 
+# In an emulated machine with systemd and cgroup v2: both cgroup drivers, what depends on the kernel's version, critest.
+.PHONY: test-vm
+test-vm: build critest-tools
+	@hack/vm-test
+
 # A real kubelet with static pods. Its first build takes some 10 minutes.
 test-kubelet: build tools $(CACHE)/kubelet
 	go build -o bin/kubelet-test ./test/kubelet

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -153,7 +154,7 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 		return nil, err
 	}
 	d.places.put(p, place)
-	d.aside(place.process.Pid)
+	d.aside(p, place.process.Pid)
 	cg, err := d.fill(p, res)
 	if err != nil && made {
 		err = errors.Join(err, d.Delete(context.WithoutCancel(ctx), p))
@@ -188,18 +189,19 @@ func (d *systemd) attend(p string, pid int) error {
 		return err
 	}
 	cg, self := d.dirs(p), strconv.Itoa(place.process.Pid)
-	for _, dir := range []string{cg.V1["name=systemd"], cg.Unified} {
-		if dir == "" {
-			continue
-		}
-		e := write(dir, "cgroup.procs", self)
-		if errdefs.IsFailedPrecondition(e) { // the runtime has the container in a cgroup of its own below (cgroups(7), no internal processes)
-			dir += "/" + scopePrefix + "-placeholder"
-			if e = unix.Mkdir(dir, 0o755); e == nil || errors.Is(e, unix.EEXIST) {
-				e = write(dir, "cgroup.procs", self)
+	if d.v2 {
+		err = below(cg.Unified, self)
+	} else {
+		for _, dir := range []string{cg.V1["name=systemd"], cg.Unified} {
+			if dir == "" {
+				continue
 			}
+			e := write(dir, "cgroup.procs", self)
+			if errdefs.IsFailedPrecondition(e) { // the runtime has the container in a cgroup of its own below (cgroups(7), no internal processes)
+				e = below(dir, self)
+			}
+			err = errors.Join(err, e)
 		}
-		err = errors.Join(err, e)
 	}
 	if err == nil {
 		err = place.watch(pid)
@@ -212,9 +214,26 @@ func (d *systemd) attend(p string, pid int) error {
 	return nil
 }
 
-// aside takes a placeholder out of the controllers whose numbers the container is judged by. On v2 there is one hierarchy
-// only; there it is left out of the count (oneMore, Stats).
-func (d *systemd) aside(pid int) {
+// below puts a placeholder into a cgroup of its own below a scope.
+func below(scope, pid string) error {
+	dir := scope + "/" + scopePrefix + "-placeholder"
+	if err := unix.Mkdir(dir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	return write(dir, "cgroup.procs", pid)
+}
+
+// aside takes a placeholder out of the container's way. On v1 it leaves the controllers whose numbers the container is
+// judged by. On v2 there is one hierarchy only: it is left out of the count (oneMore, Stats), and has a cgroup of its own,
+// because a systemd or dockerd in the container can turn on controllers only in a cgroup that it has moved all processes
+// out of (cgroups(7), no internal processes), and it can't see this one.
+func (d *systemd) aside(p string, pid int) {
+	if d.v2 {
+		if err := below(d.dirs(p).Unified, strconv.Itoa(pid)); err != nil {
+			d.log.Debug("a placeholder stays in its scope", "cgroup", p, "error", err)
+		}
+		return
+	}
 	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
 	if err != nil {
 		return
