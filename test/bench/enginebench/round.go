@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -47,7 +49,7 @@ func (c *course) run(ctx context.Context, x contestant) (s sample, err error) {
 		Stdin:  io.childIn, Stdout: io.childOut, Stderr: io.childOut,
 	}
 
-	begin := now()
+	begin := c.now()
 	if x.native {
 		if cfg.Cgroup, err = c.cgroups.Create(ctx, spec.Linux.CgroupsPath, spec.Linux.Resources); err != nil {
 			return s, err
@@ -65,14 +67,14 @@ func (c *course) run(ctx context.Context, x contestant) (s sample, err error) {
 		return s, err
 	}
 	init := cpuOf(box.Process().Pid())
-	s.start = begin.since(init)
+	s.start = c.since(begin, init)
 
-	if s.exec, err = execTrue(ctx, box, spec.Process, cfg.Seccomp); err != nil {
+	if s.exec, err = c.execTrue(ctx, box, spec.Process, cfg.Seccomp); err != nil {
 		return s, err
 	}
 
 	init = cpuOf(box.Process().Pid())
-	begin = now()
+	begin = c.now()
 	if err := box.Kill(ctx); err != nil {
 		return s, err
 	}
@@ -87,14 +89,14 @@ func (c *course) run(ctx context.Context, x contestant) (s sample, err error) {
 			return s, err
 		}
 	}
-	s.remove = begin.since(-init) // reaping counted its whole life again
+	s.remove = c.since(begin, -init) // reaping counted its whole life again
 	return s, nil
 }
 
-func execTrue(ctx context.Context, box engine.Container, like *specs.Process, filter []byte) (cost, error) {
+func (c *course) execTrue(ctx context.Context, box engine.Container, like *specs.Process, filter []byte) (cost, error) {
 	p := *like
 	p.Args = []string{"/bin/true"}
-	begin := now()
+	begin := c.now()
 	x, err := box.Exec(ctx, &engine.ExecConfig{Process: &p, Seccomp: filter})
 	if err != nil {
 		return cost{}, err
@@ -103,7 +105,7 @@ func execTrue(ctx context.Context, box engine.Container, like *specs.Process, fi
 	if err == nil && st.Code() != 0 {
 		err = fmt.Errorf("exec: exit code %d", st.Code())
 	}
-	return begin.since(0), err
+	return c.since(begin, 0), err
 }
 
 // moment is a reading of both clocks.
@@ -112,12 +114,32 @@ type moment struct {
 	cpu  time.Duration
 }
 
-func now() moment { return moment{time.Now(), used(unix.RUSAGE_SELF) + used(unix.RUSAGE_CHILDREN)} }
+func (c *course) now() moment {
+	cpu := used(unix.RUSAGE_SELF) + used(unix.RUSAGE_CHILDREN)
+	for _, pid := range c.helpers {
+		cpu += cpuOf(pid)
+	}
+	return moment{time.Now(), cpu}
+}
 
 // since is the cost from m until now; more is CPU of a process that is not reaped yet.
-func (m moment) since(more time.Duration) cost {
-	n := now()
-	return cost{n.wall.Sub(m.wall), n.cpu - m.cpu + more}
+func (c *course) since(m moment, more time.Duration) cost {
+	wall := time.Now()
+	return cost{wall.Sub(m.wall), c.now().cpu - m.cpu + more}
+}
+
+// children are the processes that this one has started and that still run.
+func children() (pids []int) {
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // used is getrusage(2); RUSAGE_CHILDREN counts what was reaped.

@@ -31,6 +31,7 @@ type saved struct {
 type savedPending struct {
 	Spec   *specs.Spec `json:"spec"`
 	Filter []byte      `json:"filter,omitempty"`
+	Top    bool        `json:"top,omitempty"`
 }
 
 // Save implements engine.Container.
@@ -40,7 +41,7 @@ func (c *container) Save() (*engine.Saved, error) {
 	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup, Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
 	s := &engine.Saved{Files: []int{c.init.pidfd}}
 	if c.pending != nil {
-		d.Pending = &savedPending{toStart(c.pending.spec), c.pending.filter}
+		d.Pending = &savedPending{toStart(c.pending.spec), c.pending.filter, c.pending.top}
 		s.Files = append(s.Files, c.pending.stub.fd)
 	}
 	for _, p := range c.execs {
@@ -92,7 +93,7 @@ func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted,
 	if d.Pending != nil {
 		if waits(rest[0]) {
 			a.Pending = true
-			c.pending = &pending{&stub{conn: conn{rest[0]}, engine: e, child: c.init.child, pidfd: files[0]}, d.Pending.Spec, d.Pending.Filter}
+			c.pending = &pending{&stub{conn: conn{rest[0]}, engine: e, child: c.init.child, pidfd: files[0]}, d.Pending.Spec, d.Pending.Filter, d.Pending.Top}
 		} else {
 			closeFD(rest[0])
 		}

@@ -23,6 +23,9 @@ type builder struct {
 	ns      *namespaces
 	stub    *stub
 	release func()
+	// isSettled: the stub's first answer was read.
+	isSettled bool
+
 	ids     idMap
 	mounts  []*mountPoint
 	cgroups []cgroupDir // clones of the cgroup's directories, for a cgroup mount
@@ -51,6 +54,9 @@ func (b *builder) build() (err error) {
 		return err
 	}
 	if err := b.openRoot(); err != nil {
+		return err
+	}
+	if err := b.settled(); err != nil {
 		return err
 	}
 	if err := b.enter(); err != nil {
@@ -195,9 +201,15 @@ func (b *builder) asContainerRoot() error {
 	return unix.Setfsuid(int(uid))
 }
 
-// attachRoot cuts the copied mounts off the host and attaches the root at the bundle's rootfs directory, where hooks
-// look for it.
+// attachRoot mounts the root over the empty one. Where there are hooks it cuts the copied mounts off the host and attaches
+// the root at the bundle's rootfs directory, where hooks look for it.
 func (b *builder) attachRoot() error {
+	if b.nested() {
+		if err := unix.MoveMount(b.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+		return nil
+	}
 	p := propagations[b.spec.Linux.RootfsPropagation]
 	if p.flag != unix.MS_PRIVATE {
 		p.flag = unix.MS_SLAVE
@@ -229,8 +241,7 @@ func (b *builder) workdir() error {
 	return nil
 }
 
-// pivot makes the root the container's. It moves the waiting stub's root and directory along where both are the old root
-// (pivot_root(2)); after joinPIDs they are not.
+// pivot finishes the root and makes it the only one. The stub enters it itself when it starts, see flagTop.
 func (b *builder) pivot() error {
 	for _, fd := range b.readOnlyLater {
 		if err := (attrChange{set: unix.MOUNT_ATTR_RDONLY}).apply(fd, false); err != nil {
@@ -242,6 +253,22 @@ func (b *builder) pivot() error {
 			return fmt.Errorf("read-only root: %w", err)
 		}
 	}
+	if !b.nested() {
+		if err := b.leaveHost(); err != nil {
+			return err
+		}
+	}
+	if p, ok := propagations[b.spec.Linux.RootfsPropagation]; ok {
+		// Not recursive: what is mounted below has the propagation that its own options gave it. pivot_root refuses
+		// a shared root, so this comes last.
+		return propagate(b.root, propagation{p.flag, false})
+	}
+	return nil
+}
+
+// leaveHost takes the host's mounts out of the container's mount namespace. pivot_root moves the waiting stub's root and
+// directory along where both are the old root (pivot_root(2)); after joinPIDs they are not.
+func (b *builder) leaveHost() error {
 	if err := unix.Fchdir(b.root); err != nil {
 		return err
 	}
@@ -255,11 +282,6 @@ func (b *builder) pivot() error {
 		if err := b.stub.do(opRoot, 0, nil, b.root); err != nil {
 			return fmt.Errorf("enter the root: %w", err)
 		}
-	}
-	if p, ok := propagations[b.spec.Linux.RootfsPropagation]; ok {
-		// Not recursive: what is mounted below has the propagation that its own options gave it. pivot_root refuses
-		// a shared root, so this comes last.
-		return propagate(b.root, propagation{p.flag, false})
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 
 // The orders that the stub knows; see stub/stub.c.
 const (
-	opCgroup = iota + 1
+	_ = iota + 1 // was the order to join v1 cgroups; stubs may be older than this program
 	opUnshare
 	opSetns
 	opFork
@@ -22,6 +22,8 @@ const (
 	opTTY
 	opExec
 	opRoot
+	opNest
+	opSpawn
 )
 
 // maxPayload is the most that the stub takes with one order.
@@ -75,7 +77,7 @@ func (c conn) order(op uint32, a uint64, payload []byte, fds ...int) error {
 	if len(payload) > maxPayload {
 		return fmt.Errorf("order of %d bytes is too large: %w", len(payload), unix.E2BIG)
 	}
-	head := make([]byte, 16)
+	head := make([]byte, 16, 16+len(payload))
 	binary.NativeEndian.PutUint32(head, op)
 	binary.NativeEndian.PutUint32(head[4:], uint32(len(payload)))
 	binary.NativeEndian.PutUint64(head[8:], a)
@@ -83,7 +85,7 @@ func (c conn) order(op uint32, a uint64, payload []byte, fds ...int) error {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	b := head
+	b := append(head, payload...)
 	for {
 		n, err := unix.SendmsgN(c.fd, b, rights, nil, unix.MSG_NOSIGNAL)
 		switch {
@@ -94,10 +96,7 @@ func (c conn) order(op uint32, a uint64, payload []byte, fds ...int) error {
 		}
 		rights = nil
 		if b = b[n:]; len(b) == 0 {
-			if len(payload) == 0 {
-				return nil
-			}
-			b, payload = payload, nil
+			return nil
 		}
 	}
 }
@@ -141,6 +140,11 @@ func (c conn) call(op uint32, a uint64, payload []byte, fds ...int) (val, fd int
 	if err := c.order(op, a, payload, fds...); err != nil {
 		return 0, -1, err
 	}
+	return c.reply()
+}
+
+// reply is answer for orders that no stub ends with.
+func (c conn) reply() (val, fd int, err error) {
 	val, fd, err = c.answer()
 	if errors.Is(err, io.EOF) {
 		err = errStubDied

@@ -38,6 +38,7 @@ type pending struct {
 	stub   *stub
 	spec   *specs.Spec
 	filter []byte
+	top    bool // the root lies over that of the stub, see builder.nested
 }
 
 // kept is the part of a spec that a running container needs, for sessions and hooks. The rest, with its environment and
@@ -150,7 +151,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
 	}
 	return &container{engine: e, id: config.ID, dir: config.Dir, spec: kept(spec), cgroup: config.Cgroup, joins: ns.all(),
-		ids: b.ids, pending: &pending{b.stub, spec, config.Seccomp},
+		ids: b.ids, pending: &pending{b.stub, spec, config.Seccomp, b.nested()},
 		init: &process{child: b.stub.child, pidfd: b.stub.pidfd, terminal: b.terminal}}, nil
 }
 
@@ -196,6 +197,9 @@ func (c *container) start(ctx context.Context, p *pending) error {
 	id, err := newIdentity(p.spec.Process, p.filter, p.spec.Linux.Seccomp)
 	if err != nil {
 		return err
+	}
+	if p.top {
+		id.flags |= flagTop
 	}
 	id.hostname, id.domainname = p.spec.Hostname, p.spec.Domainname
 	if err := id.common(c); err != nil {

@@ -68,6 +68,16 @@ ls /proc/acpi /sys/firmware | wc -l; readlink /dev/ptmx; stat -c "%n %t:%T %a %u
 	}
 }
 
+func children() string {
+	var all []byte
+	kids, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, k := range kids {
+		b, _ := os.ReadFile(k)
+		all = append(all, b...)
+	}
+	return string(all)
+}
+
 // TestCreateLeavesNothing fails at each stage and counts what is left: processes, descriptors, files.
 func TestCreateLeavesNothing(t *testing.T) {
 	b := newBed(t)
@@ -78,6 +88,7 @@ func TestCreateLeavesNothing(t *testing.T) {
 		}
 		return len(n)
 	}
+	childrenBefore := children() // the nursery
 	for name, change := range map[string]func(*engine.Config){
 		"layer":   func(c *engine.Config) { c.Rootfs.Lower = append(c.Rootfs.Lower, "/no/such/layer") },
 		"source":  func(c *engine.Config) { bindFrom(c.Spec, "/no/such/source") },
@@ -115,12 +126,8 @@ func TestCreateLeavesNothing(t *testing.T) {
 			if left, _ := os.ReadDir(c.Dir); len(left) > 0 {
 				t.Errorf("files: %v", left)
 			}
-			if kids, _ := filepath.Glob("/proc/self/task/*/children"); len(kids) > 0 {
-				for _, k := range kids {
-					if b, _ := os.ReadFile(k); len(b) > 0 {
-						t.Errorf("children: %s", b)
-					}
-				}
+			if kids := children(); kids != childrenBefore {
+				t.Errorf("children: %q before, %q after", childrenBefore, kids)
 			}
 		})
 	}

@@ -26,6 +26,8 @@ type Engine struct {
 	stdin  *os.File // a /dev/null for those who have no stdio, O_PATH, on a read-only mount of its own
 	empty  *os.File // an empty, read-only directory
 	caps   uint64   // what this process has and may pass on
+	// nursery is where containers' and sessions' processes come from.
+	nursery nursery
 	// stubProc is set once the kernel has refused proc's pidns= option.
 	stubProc atomic.Bool
 }
@@ -57,8 +59,7 @@ func (e *Engine) open() (err error) {
 	if e.null, err = openNull(); err != nil {
 		return err
 	}
-	const attrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
-	fd, err := newFS("tmpfs", []option{{"mode", "555"}, {"nr_inodes", "1"}}, attrs)
+	fd, err := newEmpty()
 	if err != nil {
 		return err
 	}
@@ -66,8 +67,10 @@ func (e *Engine) open() (err error) {
 	if e.stdin, err = makeNull(); err != nil {
 		return fmt.Errorf("%s: %w", os.DevNull, err)
 	}
-	e.caps, err = ownCaps(e.proc)
-	return err
+	if e.caps, err = ownCaps(e.proc); err != nil {
+		return err
+	}
+	return e.nursery.open(e)
 }
 
 // Name implements engine.Engine.
@@ -75,6 +78,7 @@ func (e *Engine) Name() string { return "native" }
 
 // Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
 func (e *Engine) Close() error {
+	e.nursery.close()
 	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty} {
 		if f != nil {
 			f.Close()

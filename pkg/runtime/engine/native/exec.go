@@ -106,7 +106,7 @@ func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *ide
 		}
 		s.stub.conn.close()
 	}()
-	if err := onThread(func() error { return s.fork(ctx) }); err != nil {
+	if err := s.fork(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.join(); err != nil {
@@ -140,12 +140,17 @@ func (c *container) track(p *process) {
 	c.execs = append(c.execs, p)
 }
 
-// fork runs on a thread to be thrown away, since it may bind that to other CPUs.
 func (s *session) fork(ctx context.Context) (err error) {
-	if err := setAffinity(0, s.affinity().Initial); err != nil {
-		return fmt.Errorf("execCPUAffinity.initial: %w", err)
+	pidfd, err := s.c.init.dup()
+	if err != nil {
+		return err
 	}
-	l := launch{cgroup: s.cgroup(), stdio: [3]*os.File{s.config.Stdin, s.config.Stdout, s.config.Stderr}}
+	defer unix.Close(pidfd)
+	l := launch{join: s.c.joins, cgroup: s.cgroup(), stdio: [3]*os.File{s.config.Stdin, s.config.Stdout, s.config.Stderr},
+		affinity: s.affinity().Initial}
+	if l.join != 0 {
+		l.joins = []int{pidfd}
+	}
 	if s.stub, err = s.c.engine.fork(l); err != nil {
 		return err
 	}
@@ -191,31 +196,36 @@ func (s *session) openTerminal() error {
 	return nil
 }
 
-// join moves the stub into the cgroup and then into all namespaces at once; in the other order a cgroup namespace
+func (s *session) settled() error {
+	err := s.stub.settled()
+	var join *joinError
+	if errors.As(err, &join) {
+		return gone(join.err)
+	}
+	return err
+}
+
+// join waits until the stub is in the cgroup and then in all namespaces at once; in the other order a cgroup namespace
 // would show it the host's path. Into the pid namespace goes a child of it, made when nothing of the host is left to be
 // seen: there are processes there which may have the right to look into others (CAP_SYS_PTRACE), through /proc/PID/root,
 // and this process's own child would, before its execve, share all memory and files with it.
 func (s *session) join() error {
-	if err := s.stub.joinV1(s.cgroup()); err != nil {
-		return err
-	}
-	pidfd, err := s.c.init.dup()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(pidfd)
-	if flags := s.c.joins; flags != 0 {
-		if err := s.stub.do(opSetns, uint64(flags), nil, pidfd); err != nil {
-			return gone(err)
-		}
-	}
+	settled := s.settled
 	if s.c.joins&unix.CLONE_NEWUSER != 0 {
+		if err := settled(); err != nil {
+			return err
+		}
 		if err := s.stub.do(opSetID, 0, nil); err != nil {
 			return fmt.Errorf("become root of the user namespace: %w", err)
 		}
+		settled = nil
 	}
 	if s.c.joins&unix.CLONE_NEWPID != 0 {
-		if err := s.stub.refork(0); err != nil {
+		if err := s.stub.refork(0, settled); err != nil {
+			return err
+		}
+	} else if settled != nil {
+		if err := settled(); err != nil {
 			return err
 		}
 	}

@@ -20,14 +20,18 @@ const (
 	flagSeccomp
 	flagPersonality
 	flagMemPolicy
+	flagTop
 )
 
-const stepExecve = 19
+const (
+	stepExecve = 19
+	stepOrder  = 20
+)
 
 var steps = []string{"?", "security label", "hostname", "domainname", "session keyring", "personality", "memory policy",
 	"close descriptors", "process.cwd", "process.cwd is outside of the root", "seccomp", "capability bounding set",
 	"keep capabilities", "process.user.additionalGids", "process.user.gid", "process.user.uid", "capabilities",
-	"ambient capabilities", "noNewPrivileges", "execve", "order"}
+	"ambient capabilities", "noNewPrivileges", "execve", "order", "root"}
 
 // defaultPath is searched for a program when the environment has no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -47,11 +47,7 @@ func (b *builder) helperNS(ids idMap) (*os.File, error) {
 	if f := b.helpers[key]; f != nil {
 		return f, nil
 	}
-	var ns *os.File
-	err := elsewhere(func() (err error) { // not from this thread, which has other namespaces and credentials
-		ns, err = b.engine.newUserNS(b.ctx, ids)
-		return err
-	})
+	ns, err := b.engine.newUserNS(b.ctx, ids)
 	if err != nil {
 		return nil, fmt.Errorf("mapping: %w", err)
 	}

@@ -9,47 +9,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// threadJoins are the namespaces that the forking thread can join before the fork, in the order that works: those that
-// don't decide about the right to join the others.
-var threadJoins = []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP}
-
 // clonable are the namespaces that the stub is forked into; the cgroup namespace comes when it is in its cgroup.
 const clonable = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET
 
-// spawn forks the container's stub into its namespaces and its cgroup. It changes the calling thread's namespaces.
+// spawn forks the container's stub into its namespaces and its cgroup.
 func (b *builder) spawn() (err error) {
-	for _, flag := range threadJoins {
-		if f := b.ns.joined[flag]; f != nil {
-			if err := unix.Setns(int(f.Fd()), int(flag)); err != nil {
-				return fmt.Errorf("join %s: %w", f.Name(), err)
-			}
-		}
-	}
-	l := launch{flags: b.ns.made & clonable, cgroup: b.config.Cgroup}
+	l := launch{clone: b.ns.made & clonable, unshare: b.ns.made & unix.CLONE_NEWCGROUP, cgroup: b.config.Cgroup}
 	l.stdio[0], l.stdio[1], l.stdio[2] = b.config.Stdin, b.config.Stdout, b.config.Stderr
-	// Go's own CLONE_NEWUSER is a full fork, which copies the page tables of the whole process, and a time namespace
-	// takes effect for children only: such a stub is forked plainly and forks itself.
-	// A joined pid namespace has others in it, see joinPIDs.
+	// A user namespace must be made before those that shall be its own, and a time namespace takes effect for children
+	// only: such a stub forks itself. A joined pid namespace has others in it, see joinPIDs.
 	twoStep := b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME) || b.ns.joined[unix.CLONE_NEWPID] != nil
 	if twoStep {
-		l.flags = 0
+		l.clone, l.unshare = 0, 0
+	}
+	if !b.nested() && b.ns.made&unix.CLONE_NEWNS != 0 { // as a copy of the engine's
+		home, err := b.engine.mountNS()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(home)
+		l.joins = append(l.joins, home)
+		if !twoStep {
+			l.clone, l.unshare = l.clone&^unix.CLONE_NEWNS, l.unshare|unix.CLONE_NEWNS
+		}
+	}
+	// These don't decide about the right to join the others.
+	for _, flag := range []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWNS} {
+		if f := b.ns.joined[flag]; f != nil {
+			l.joins = append(l.joins, int(f.Fd()))
+		}
 	}
 	if b.stub, err = b.engine.fork(l); err != nil {
 		return err
 	}
 	b.release = b.stub.guard(b.ctx)
-	if err := b.stub.joinV1(b.config.Cgroup); err != nil {
+	if !twoStep {
+		return nil
+	}
+	if err := b.settled(); err != nil {
 		return err
 	}
-	if f := b.ns.joined[unix.CLONE_NEWNS]; f != nil {
-		if err := b.stub.do(opSetns, unix.CLONE_NEWNS, nil, int(f.Fd())); err != nil {
-			return fmt.Errorf("join %s: %w", f.Name(), err)
-		}
-	}
-	if twoStep {
-		if err := b.secondStep(); err != nil {
-			return err
-		}
+	if err := b.secondStep(); err != nil {
+		return err
 	}
 	if b.ns.made&unix.CLONE_NEWCGROUP != 0 {
 		if err := b.stub.do(opUnshare, unix.CLONE_NEWCGROUP, nil); err != nil {
@@ -57,6 +58,31 @@ func (b *builder) spawn() (err error) {
 		}
 	}
 	return nil
+}
+
+// settled waits until the stub is in its cgroup and namespaces; the second time it has nothing to do.
+func (b *builder) settled() error {
+	if b.isSettled {
+		return nil
+	}
+	b.isSettled = true
+	return b.stub.settled()
+}
+
+// nested tells whether the container's mount namespace begins with the nursery's empty file system, and its root is
+// mounted over that. Hooks see the host's mounts until pivot_root, and the kernel lets a user namespace mount proc and
+// sysfs only where there is such a mount already.
+func (b *builder) nested() bool {
+	return b.ns.made&unix.CLONE_NEWNS != 0 && !b.ns.own(unix.CLONE_NEWUSER) && !hasHooks(b.spec)
+}
+
+// mountNS opens the mount namespace of this process.
+func (e *Engine) mountNS() (int, error) {
+	fd, err := unix.Openat(int(e.proc.Fd()), "self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount namespace: %w", err)
+	}
+	return fd, nil
 }
 
 func (b *builder) secondStep() error {
@@ -95,7 +121,7 @@ func (b *builder) secondStep() error {
 			return err
 		}
 	}
-	return s.refork(b.ns.made & clonable)
+	return s.refork(b.ns.made&clonable, nil)
 }
 
 // joinPIDs makes the stub's children be born into a pid namespace that has processes. Those may have the right to look
@@ -103,8 +129,10 @@ func (b *builder) secondStep() error {
 // memory and files, which its own child would share until its execve. So it is the stub's child that goes there, with an
 // empty root until pivot.
 func (b *builder) joinPIDs(f *os.File) error {
-	if err := b.stub.do(opRoot, 0, nil, int(b.engine.empty.Fd())); err != nil {
-		return fmt.Errorf("empty root: %w", err)
+	if !b.nested() {
+		if err := b.stub.do(opRoot, 0, nil, int(b.engine.empty.Fd())); err != nil {
+			return fmt.Errorf("empty root: %w", err)
+		}
 	}
 	if err := b.stub.do(opSetns, unix.CLONE_NEWPID, nil, int(f.Fd())); err != nil {
 		return fmt.Errorf("join %s: %w", f.Name(), err)

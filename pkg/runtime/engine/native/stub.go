@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -21,99 +19,127 @@ type stub struct {
 	engine *Engine
 	child  *reaper.Child
 	pidfd  int
+	launch launch
+	tasks  []string // the v1 cgroups that it joins
 }
 
-// launch is how a stub is forked.
+// launch is how a stub is forked, and what it does at first: it joins its cgroup and then namespaces, and then makes
+// further ones.
 type launch struct {
-	flags  uintptr // CLONE_NEW*
-	cgroup *engine.Cgroup
-	stdio  [3]*os.File // nil: /dev/null
+	clone, unshare uintptr // CLONE_NEW* of the namespaces that it is forked into, and that it makes in its cgroup
+	cgroup         *engine.Cgroup
+	joins          []int       // namespaces to join, or one pidfd with the flags in join
+	join           uintptr     // 0: whatever joins are
+	stdio          [3]*os.File // nil: /dev/null
+	affinity       string      // the CPUs that it begins on; "": any
 }
 
-// fork starts a stub from the calling thread, whose network, IPC, UTS and cgroup namespaces and pid namespace for
-// children it gets. Go forks with CLONE_VFORK and CLONE_VM, which costs the same however large the process is.
+// fork starts a stub. It answers with settled before anything else.
 func (e *Engine) fork(l launch) (_ *stub, err error) {
-	s := &stub{engine: e, pidfd: -1}
+	s := &stub{engine: e, pidfd: -1, launch: l}
+	var fds, closing []int
+	defer func() {
+		for _, fd := range closing {
+			unix.Close(fd)
+		}
+		if err != nil {
+			s.conn.close()
+		}
+	}()
+	open := func(fd int, err error) error {
+		if err == nil {
+			fds, closing = append(fds, fd), append(closing, fd)
+		}
+		return err
+	}
 	var theirs int
-	if s.conn, theirs, err = pair(); err != nil {
+	if s.conn, theirs, err = pair(); open(theirs, err) != nil {
 		return nil, err
 	}
-	defer unix.Close(theirs)
 	null := -1
-	defer func() { closeFD(null) }()
-	files := make([]uintptr, 4)
-	for i, f := range l.stdio {
+	for _, f := range l.stdio {
 		if f != nil {
-			files[i] = f.Fd()
+			fds = append(fds, int(f.Fd()))
 			continue
 		}
 		if null < 0 {
 			if null, err = e.reopen(int(e.stdin.Fd()), unix.O_RDWR); err != nil {
-				s.conn.close()
 				return nil, fmt.Errorf("%s: %w", os.DevNull, err)
 			}
+			closing = append(closing, null)
 		}
-		files[i] = uintptr(null)
+		fds = append(fds, null)
 	}
-	files[3] = uintptr(theirs)
-	attr := &syscall.ProcAttr{Env: []string{}, Dir: "/", Files: files,
-		Sys: &syscall.SysProcAttr{Cloneflags: l.flags, PidFD: &s.pidfd}}
-	if l.cgroup != nil && l.cgroup.Unified != "" {
-		fd, err := unix.Open(l.cgroup.Unified, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			s.conn.close()
-			return nil, fmt.Errorf("cgroup %s: %w", l.cgroup.Unified, classify(err))
+	// A cgroup2 directory for CLONE_INTO_CGROUP, Linux 5.7. The stub joins v1 hierarchies itself: a write of 0 to
+	// `tasks` by the process is many times cheaper than its parent's write of its pid to cgroup.procs. The kernel checks
+	// the rights of the opener.
+	if cg := l.cgroup; cg != nil {
+		if cg.Unified != "" {
+			if err := open(unix.Open(cg.Unified, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)); err != nil {
+				return nil, fmt.Errorf("cgroup %s: %w", cg.Unified, classify(err))
+			}
 		}
-		defer unix.Close(fd)
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd // CLONE_INTO_CGROUP, Linux 5.7
+		for name, dir := range cg.V1 {
+			if err := open(unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)); err != nil {
+				return nil, fmt.Errorf("cgroup %s: %s: %w", name, dir, classify(err))
+			}
+			s.tasks = append(s.tasks, dir)
+		}
 	}
-	image := "/proc/self/fd/" + strconv.Itoa(int(e.image.Fd()))
-	s.child, err = e.reaper.Fork(func() (int, error) { return syscall.ForkExec(image, []string{"cri-stub"}, attr) })
+	fds = append(fds, l.joins...)
+	s.child, err = e.reaper.Fork(func() (pid int, err error) {
+		pid, s.pidfd, err = e.nursery.spawn(e, s, fds)
+		return pid, err
+	})
 	if err != nil {
-		s.conn.close()
 		return nil, fmt.Errorf("fork: %w", err)
 	}
 	return s, nil
 }
 
-// joinV1 moves the stub into the cgroup's v1 hierarchies. It writes itself: a write of 0 to `tasks` by the process is
-// many times cheaper than its parent's write of its pid to cgroup.procs. The kernel checks the rights of the opener.
-func (s *stub) joinV1(cg *engine.Cgroup) error {
-	if cg == nil || len(cg.V1) == 0 {
-		return nil
+// settled waits for the end of what the stub does at first.
+func (s *stub) settled() error {
+	at, fd, err := s.reply()
+	closeFD(fd)
+	var failed *stubError
+	switch {
+	case err == nil || !errors.As(err, &failed):
+		return err
+	case at < len(s.tasks):
+		return fmt.Errorf("join cgroup %s: %w", s.tasks[at], err)
+	case at < len(s.tasks)+len(s.launch.joins):
+		return &joinError{at - len(s.tasks), err}
 	}
-	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}()
-	var names []string
-	for name, dir := range cg.V1 {
-		fd, err := unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("cgroup %s: %s: %w", name, dir, classify(err))
-		}
-		fds, names = append(fds, fd), append(names, dir)
-	}
-	at, _, err := s.call(opCgroup, 0, nil, fds...)
-	if err != nil && at < len(names) {
-		return fmt.Errorf("join cgroup %s: %w", names[at], err)
-	}
-	return err
+	return fmt.Errorf("new namespaces: %w", err)
 }
 
-// refork replaces the stub by a child of its own with further namespaces; CLONE_PARENT makes that our child. The old
-// stub ends. Its pid namespace may not be ours, so the pid is read from the new pidfd.
-func (s *stub) refork(flags uintptr) error {
+// joinError is why a stub could not join launch.joins[at].
+type joinError struct {
+	at  int
+	err error
+}
+
+func (e *joinError) Error() string { return "join a namespace: " + e.err.Error() }
+func (e *joinError) Unwrap() error { return e.err }
+
+// refork replaces the stub, which is in this process's pid namespace, by a child of its own with further namespaces;
+// CLONE_PARENT makes that our child. The old stub ends. before, if not nil, takes an answer that is still to come when
+// the order is sent.
+func (s *stub) refork(flags uintptr, before func() error) error {
 	pidfd := -1
 	child, err := s.engine.reaper.Fork(func() (int, error) {
-		_, fd, err := s.call(opFork, uint64(flags), nil)
-		if err != nil {
-			return 0, err
+		sent := s.order(opFork, uint64(flags), nil)
+		if before != nil {
+			if err := before(); err != nil { // that is why, should the order have failed too
+				return 0, err
+			}
 		}
+		if sent != nil {
+			return 0, sent
+		}
+		pid, fd, err := s.reply()
 		pidfd = fd
-		return s.engine.pidOf(fd)
+		return pid, err
 	})
 	if err != nil {
 		closeFD(pidfd)
@@ -122,24 +148,6 @@ func (s *stub) refork(flags uintptr) error {
 	unix.Close(s.pidfd)
 	s.child, s.pidfd = child, pidfd
 	return nil
-}
-
-// pidOf reads the pid behind a pidfd as this process sees it.
-func (e *Engine) pidOf(pidfd int) (int, error) {
-	b, err := readAt(e.proc, "self/fdinfo/"+strconv.Itoa(pidfd))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
-			pid, err := strconv.Atoi(strings.TrimSpace(v))
-			if err == nil && pid > 0 {
-				return pid, nil
-			}
-			return 0, errStubDied
-		}
-	}
-	return 0, errors.New("no Pid in a pidfd's fdinfo")
 }
 
 // dir opens the stub's directory in proc and makes sure that it is the stub's: a pid may be used again once the

@@ -35,7 +35,7 @@ func TestStubIsFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(sums)), "\n")
-	if len(lines) != 4 {
+	if len(lines) != 5 {
 		t.Fatalf("SHA256SUMS has %d lines; run go generate", len(lines))
 	}
 	for _, line := range lines {
@@ -129,8 +129,11 @@ func TestStubRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.kill()
+			if err := s.settled(); err != nil {
+				t.Fatal(err)
+			}
 			val, _, err := s.call(opExec, 0, payload)
-			if !errors.Is(err, unix.EINVAL) || val != len(steps)-1 {
+			if !errors.Is(err, unix.EINVAL) || val != stepOrder {
 				t.Errorf("%d %v", val, err)
 			}
 		})
@@ -140,6 +143,9 @@ func TestStubRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.kill()
+	if err := s.settled(); err != nil {
+		t.Fatal(err)
+	}
 	for _, op := range []uint32{0, 99, opSetns, opTTY} { // of no kind, or without their descriptor
 		if err := s.do(op, 0, nil); err == nil {
 			t.Errorf("order %d was obeyed", op)

@@ -20,7 +20,10 @@ func (e *Engine) HoldUserNS(ctx context.Context, uids, gids []specs.LinuxIDMappi
 		unguard()
 		s.kill()
 	}
-	if err := s.newUserNS(idMap{uids, gids}); err != nil {
+	if err = s.settled(); err == nil {
+		err = s.newUserNS(idMap{uids, gids})
+	}
+	if err != nil {
 		release()
 		return "", nil, err
 	}
@@ -34,6 +37,9 @@ func (e *Engine) newUserNS(ctx context.Context, ids idMap) (*os.File, error) {
 	}
 	defer s.kill()
 	defer s.guard(ctx)()
+	if err := s.settled(); err != nil {
+		return nil, err
+	}
 	if err := s.newUserNS(ids); err != nil {
 		return nil, err
 	}

@@ -1,84 +1,13 @@
 // The engine's stub: the first program of a container, and of every exec session.
 //
-// Go forks it straight into the new namespaces. It then obeys small orders read from the socket on fd 3 until OP_EXEC
-// takes on the container's identity and replaces it by the container's program. It holds no secret, allocates nothing it
-// doesn't need, and calls no library: only raw system calls, on x86_64 and arm64.
-//
-// Every order is a struct order (16 bytes, file descriptors ride on it as SCM_RIGHTS) followed by len bytes of payload;
-// every answer a struct answer, perhaps with one descriptor. The Go side of the same protocol is conn.go and payload.go.
-#define _GNU_SOURCE
-#include <stddef.h>
-#include <stdint.h>
-#include <asm/ioctls.h>
-#include <fcntl.h>
-#include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/keyctl.h>
-#include <linux/mount.h>
-#include <linux/seccomp.h>
-#include <sched.h>
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <errno.h>
-
-#ifndef CLONE_PIDFD
-#define CLONE_PIDFD 0x1000
-#endif
-#define CLOSE_RANGE_CLOEXEC_FLAG 4
-
-#if defined(__x86_64__)
-static inline long sc(long n, long a, long b, long c, long d, long e, long f) {
-	long r;
-	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-		: "rcx", "r11", "memory");
-	return r;	// -errno on failure
-}
-__asm__(".globl _start\n_start: xor %ebp,%ebp\n and $-16,%rsp\n call entry\n");
-#elif defined(__aarch64__)
-static inline long sc(long n, long a, long b, long c, long d, long e, long f) {
-	register long x8 __asm__("x8") = n, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c,
-		x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory", "cc");
-	return x0;
-}
-__asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
-#else
-#error "the stub knows x86_64 and arm64"
-#endif
-#define S0(n) sc(n,0,0,0,0,0,0)
-#define S1(n,a) sc(n,(long)(a),0,0,0,0,0)
-#define S2(n,a,b) sc(n,(long)(a),(long)(b),0,0,0,0)
-#define S3(n,a,b,c) sc(n,(long)(a),(long)(b),(long)(c),0,0,0)
-#define S4(n,a,b,c,d) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),0,0)
-#define S5(n,a,b,c,d,e) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),0)
-#define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
-
-enum { OP_CGROUP = 1, OP_UNSHARE, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT };
-enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8 };
-enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
-	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
-	STEP_AMBIENT, STEP_NNP, STEP_EXECVE, STEP_PAYLOAD };
-
-#define SOCK 3
-#define MAXFD 32
-#define MAXPAYLOAD (16u << 20)
-#define NODEWORDS 16
-
-struct order { uint32_t op, len; uint64_t a; };
-struct answer { int32_t err, val; };
-struct identity {					// head of OP_EXEC's payload; then, in this order:
-	uint32_t flags, uid, gid, ngroups;		//  groups u32[ngroups], padded to 8 bytes
-	uint64_t bnd, prm, eff, inh, amb;		//  bpf u64[nbpf]
-	uint32_t npaths, nargs, nenv, nbpf;		//  host\0 domain\0 cwd\0 keyring\0 apparmor\0 selinux\0
-	uint32_t umask, secflags, personality, mempolicy;	//  paths\0... args\0... env\0...
-	uint64_t nodes[NODEWORDS];
-};
+// Go executes it once, as the nursery: OP_NEST leaves it a root without a single file, and OP_SPAWN forks it, straight
+// into the new namespaces. A fork obeys small orders read from the socket on fd 3 until OP_EXEC takes on the container's
+// identity and replaces it by the container's program. It holds no secret, allocates nothing it doesn't need, and calls
+// no library: only raw system calls, on x86_64 and arm64.
+#include "stub.h"
 
 static int fds[MAXFD], nfds;
+static uint64_t bounding;	// the capabilities that are in the bounding set
 
 // gcc may call these for struct copies even in freestanding code.
 void *memset(void *d, int c, size_t n) { for (volatile char *p = d; n--;) *p++ = (char)c; return d; }
@@ -195,6 +124,16 @@ static void signals(void) {
 	S4(SYS_rt_sigprocmask, SIG_SETMASK, &none, 0, 8);
 }
 
+// readbounding notes what is in the bounding set: at the start, and again in another user namespace, where it is full.
+static void readbounding(void) {
+	bounding = 0;
+	for (int i = 0; i < 64; i++) {
+		long has = S2(SYS_prctl, PR_CAPBSET_READ, i);
+		if (has < 0) break;	// beyond the kernel's last capability
+		bounding |= (uint64_t)has << i;
+	}
+}
+
 #define TRY(n, call) do { *step = n; r = (call); if (r < 0) return r; } while (0)
 
 // confine drops everything that the container's process shall not have.
@@ -203,11 +142,8 @@ static long confine(struct identity *c, uint32_t *groups, struct sock_fprog *pro
 	// Without no_new_privs a filter needs CAP_SYS_ADMIN (seccomp(2)): load it before the capabilities go.
 	if ((c->flags & F_SECCOMP) && !(c->flags & F_NNP))
 		TRY(STEP_SECCOMP, S3(SYS_seccomp, SECCOMP_SET_MODE_FILTER, c->secflags, prog));
-	for (int i = 0; i < 64; i++) {
-		long has = S2(SYS_prctl, PR_CAPBSET_READ, i);
-		if (has < 0) break;	// beyond the kernel's last capability
-		if (has == 1 && !(c->bnd >> i & 1)) TRY(STEP_BOUNDING, S2(SYS_prctl, PR_CAPBSET_DROP, i));
-	}
+	for (int i = 0; i < 64; i++)
+		if ((bounding & ~c->bnd) >> i & 1) TRY(STEP_BOUNDING, S2(SYS_prctl, PR_CAPBSET_DROP, i));
 	TRY(STEP_KEEPCAPS, S2(SYS_prctl, PR_SET_KEEPCAPS, 1));
 	TRY(STEP_GROUPS, S2(SYS_setgroups, c->ngroups, groups));
 	TRY(STEP_GID, S3(SYS_setresgid, c->gid, c->gid, c->gid));
@@ -256,6 +192,10 @@ static long become(char *buf, uint32_t len, int *step) {
 	for (uint32_t i = 0; i < c->nenv; i++) if (!(env[i] = next(&p, end))) return -EINVAL;
 	char *host = head[0], *domain = head[1], *cwd = head[2], *ring = head[3];
 
+	if (c->flags & F_TOP) {	// a root was mounted over ours: ".." leads onto it
+		TRY(STEP_ROOT, S1(SYS_chdir, "/.."));
+		TRY(STEP_ROOT, S1(SYS_chroot, "."));
+	}
 	TRY(STEP_LABEL, labels(head[4], head[5]));
 	if (*host) TRY(STEP_HOSTNAME, S2(SYS_sethostname, host, slen(host)));
 	if (*domain) TRY(STEP_DOMAINNAME, S2(SYS_setdomainname, domain, slen(domain)));
@@ -267,7 +207,6 @@ static long become(char *buf, uint32_t len, int *step) {
 	closefds();	// before chdir: no path may lead through one of ours
 	TRY(STEP_CLOSE, S3(SYS_close_range, SOCK, ~0U, CLOSE_RANGE_CLOEXEC_FLAG));
 	S1(SYS_umask, c->umask);
-	signals();
 	// As root first (a directory that only root may enter is a valid cwd); where root may not, e.g. on NFS, as the user.
 	r = indir(cwd, step);
 	int again = r == -EACCES || r == -EPERM;
@@ -322,29 +261,76 @@ static long setid(void) {
 	return r;
 }
 
+// nest leaves nothing but an empty file system in this mount namespace, which is one of our own. What is forked here gets
+// a copy of that, not of all the host's mounts.
+static long nest(void) {
+	long r = S5(SYS_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
+	if (r >= 0) r = S5(SYS_move_mount, fds[0], "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH);
+	if (r >= 0) r = S1(SYS_fchdir, fds[0]);
+	if (r >= 0) r = S2(SYS_pivot_root, ".", ".");
+	if (r >= 0) r = S2(SYS_umount2, ".", MNT_DETACH);
+	return r;
+}
+
+// moved makes the stub what its orders rely on again after a change of the user namespace.
+static long moved(long r, uint64_t flags) {
+	if (r >= 0 && flags & CLONE_NEWUSER) readbounding();
+	return r;
+}
+
+// settle is the beginning of a fork: its stdio, its cgroups, the namespaces that it joins, those that it makes when it is
+// in its cgroup. *at counts what has succeeded.
+static long settle(struct spawn *s, int *at) {
+	S0(SYS_setsid);
+	long r = S3(SYS_dup3, fds[0], SOCK, O_CLOEXEC);
+	if (r < 0) S1(SYS_exit_group, 1);	// this end is not to answer
+	for (int i = 0; r >= 0 && i < 3; i++) r = S3(SYS_dup3, fds[1 + i], i, 0);
+	int first = 4 + (s->cgroup != 0), tasks = first + s->ntasks;
+	for (int i = first; r >= 0 && i < nfds; i++) {
+		*at = i - first;
+		if (i < tasks) r = S3(SYS_write, fds[i], "0", 1);	// moves the writer
+		else r = moved(S2(SYS_setns, fds[i], s->join), s->join);
+	}
+	if (r >= 0) *at = nfds - first;
+	if (r >= 0 && s->unshare) r = S1(SYS_unshare, s->unshare);
+	closefds();
+	return r;
+}
+
+// spawn forks the nursery; the fork is a child of Go as well. It returns in both.
+static long spawn(struct spawn *s, uint32_t len, int *out) {
+	if (len != sizeof *s || s->ntasks > MAXFD || s->njoins > MAXFD ||
+		nfds != (int)(4 + (s->cgroup != 0) + s->ntasks + s->njoins)) return -EINVAL;
+	uint64_t flags = s->clone | CLONE_PARENT | CLONE_PIDFD;
+	if (!s->cgroup) return S5(SYS_clone, flags | SIGCHLD, 0, out, 0, 0);	// where clone3 may be refused
+	struct clone_args a = { .flags = flags | CLONE_INTO_CGROUP, .pidfd = (uint64_t)(uintptr_t)out, .cgroup = fds[4] };
+	return S2(SYS_clone3, &a, sizeof a);	// with CLONE_PARENT the signal at its end is ours
+}
+
 static int stub(void) {
 	struct order o;
 	S3(SYS_fcntl, SOCK, F_SETFD, FD_CLOEXEC);
 	S3(SYS_close_range, SOCK + 1, ~0U, 0);	// what Go's own parent has left open
 	S2(SYS_prctl, PR_SET_DUMPABLE, 0);	// nobody in the container may look into us
+	S2(SYS_prctl, PR_SET_NAME, "cri-stub");
 	S0(SYS_setsid);				// Go's session must not be the container's
+	signals();
+	readbounding();
+	struct spawn small;
 	for (;;) {
 		long r = receive(&o), val = 0;
 		int out = -1, step = 0;
 		if (r != sizeof o || o.len > MAXPAYLOAD) return 1;	// Go went away or gave up
 		char *buf = 0;
-		if (o.len && !(buf = pages(o.len))) return 1;
+		if (o.len && !(buf = o.len <= sizeof small ? (char *)&small : pages(o.len))) return 1;
 		for (uint32_t n = 0; n < o.len; n += r) {
 			do r = S3(SYS_read, SOCK, buf + n, o.len - n); while (r == -EINTR);
 			if (r <= 0) return 1;
 		}
 		r = 0;
 		switch (o.op) {
-		case OP_CGROUP:		// fds: `tasks` of v1 hierarchies; writing 0 moves the writer
-			for (int i = 0; i < nfds && r >= 0; i++) { val = i; r = S3(SYS_write, fds[i], "0", 1); }
-			break;
-		case OP_UNSHARE: r = S1(SYS_unshare, o.a); break;
-		case OP_SETNS: r = nfds ? S2(SYS_setns, fds[0], o.a) : -EBADF; break;
+		case OP_UNSHARE: r = moved(S1(SYS_unshare, o.a), o.a); break;
+		case OP_SETNS: r = nfds ? moved(S2(SYS_setns, fds[0], o.a), o.a) : -EBADF; break;
 		case OP_FORK:		// the child takes over the socket and is a child of Go as well
 			r = S5(SYS_clone, CLONE_PARENT | CLONE_PIDFD | SIGCHLD | o.a, 0, &out, 0, 0);
 			if (r > 0) { answer(0, r, out); return 0; }
@@ -358,6 +344,16 @@ static int stub(void) {
 			r = nfds ? S1(SYS_fchdir, fds[0]) : -EBADF;
 			if (r >= 0) r = S1(SYS_chroot, ".");
 			break;
+		case OP_NEST: r = nfds ? nest() : -EBADF; break;
+		case OP_SPAWN:
+			r = spawn(&small, o.len, &out);
+			if (r > 0) val = r;
+			if (r != 0) break;
+			out = -1;
+			r = settle(&small, &step);
+			answer(r < 0 ? r : 0, step, -1);
+			if (r < 0) return 1;
+			continue;
 		case OP_EXEC:
 			r = become(buf, o.len, &step);
 			answer(r, step, -1);
@@ -367,7 +363,7 @@ static int stub(void) {
 		answer(r < 0 ? r : 0, val, out);
 		if (out >= 0) S1(SYS_close, out);
 		closefds();
-		if (buf) S2(SYS_munmap, buf, o.len);
+		if (buf && buf != (char *)&small) S2(SYS_munmap, buf, o.len);
 	}
 }
 

@@ -1,0 +1,161 @@
+package native
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// nursery is the process that all stubs are forked from: a stub itself, executed once and a few pages large, which takes
+// less to fork than this process takes to fork and execute one, and holds up no other fork. It lies in a mount namespace
+// with nothing but an empty file system, so that a container's own does not begin as a copy of all the host's mounts.
+// It ends with its socket, at the latest with this process.
+type nursery struct {
+	mu   sync.Mutex
+	stub *stub // nil after its death
+}
+
+// spawn forks s with the descriptors that struct spawn in stub/stub.h tells of.
+func (n *nursery) spawn(e *Engine, s *stub, fds []int) (pid, pidfd int, err error) {
+	l := &s.launch
+	b := make([]byte, 0, 40)
+	for _, v := range []uintptr{l.clone, l.unshare, l.join} {
+		b = binary.NativeEndian.AppendUint64(b, uint64(v))
+	}
+	unified := uint32(0)
+	if l.cgroup != nil && l.cgroup.Unified != "" {
+		unified = 1
+	}
+	for _, v := range []uint32{unified, uint32(len(s.tasks)), uint32(len(l.joins)), 0} {
+		b = binary.NativeEndian.AppendUint32(b, v)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for range 2 {
+		if err = n.open(e); err != nil {
+			return 0, -1, err
+		}
+		var back func()
+		if back, err = n.bind(l.affinity); err == nil {
+			if err = n.stub.order(opSpawn, 0, b, fds...); err == nil {
+				pid, pidfd, err = n.answer()
+				back()
+				return pid, pidfd, err
+			}
+			back()
+		}
+		if !errors.Is(err, errStubDied) && !errors.Is(err, unix.ESRCH) {
+			return 0, -1, err
+		}
+		n.end() // it was killed: once more, with another
+	}
+	return 0, -1, err
+}
+
+func (n *nursery) answer() (pid, pidfd int, err error) {
+	pid, pidfd, err = n.stub.answer()
+	var refused *stubError
+	if err != nil && !errors.As(err, &refused) {
+		n.end() // it may have forked
+		return 0, -1, fmt.Errorf("%w: %w", errStubDied, err)
+	}
+	return pid, pidfd, err
+}
+
+// bind restricts the nursery, and so what it forks, to a list of CPUs, until back is called.
+func (n *nursery) bind(list string) (back func(), err error) {
+	if list == "" {
+		return func() {}, nil
+	}
+	var before unix.CPUSet
+	pid := n.stub.child.Pid()
+	if err := unix.SchedGetaffinity(pid, &before); err != nil {
+		return nil, fmt.Errorf("CPU affinity: %w", err)
+	}
+	if err := setAffinity(pid, list); err != nil {
+		return nil, fmt.Errorf("CPU affinity: %w", err)
+	}
+	return func() { _ = unix.SchedSetaffinity(pid, &before) }, nil
+}
+
+// open starts the process, unless it is there. n.mu is held, or nobody else knows n.
+func (n *nursery) open(e *Engine) (err error) {
+	if n.stub == nil {
+		if n.stub, err = e.newNursery(); err != nil {
+			return fmt.Errorf("nursery: %w", err)
+		}
+	}
+	return nil
+}
+
+func (n *nursery) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.end()
+}
+
+func (n *nursery) end() {
+	if n.stub != nil {
+		n.stub.kill()
+		n.stub = nil
+	}
+}
+
+// newNursery starts a nursery in namespaces of the process, whatever the calling thread's are.
+func (e *Engine) newNursery() (s *stub, err error) {
+	err = elsewhere(func() error {
+		s, err = e.execStub()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	nest, err := newEmpty()
+	if err == nil {
+		err = s.do(opNest, 0, nil, nest)
+		unix.Close(nest)
+	}
+	if err != nil {
+		s.kill()
+		return nil, fmt.Errorf("an empty root: %w", err)
+	}
+	return s, nil
+}
+
+// execStub executes the stub in a mount namespace of its own. Go forks with CLONE_VFORK and CLONE_VM, which costs the
+// same however large this process is.
+func (e *Engine) execStub() (_ *stub, err error) {
+	s := &stub{engine: e, pidfd: -1}
+	var theirs int
+	if s.conn, theirs, err = pair(); err != nil {
+		return nil, err
+	}
+	defer unix.Close(theirs)
+	null, err := e.reopen(int(e.stdin.Fd()), unix.O_RDWR)
+	if err != nil {
+		s.conn.close()
+		return nil, fmt.Errorf("%s: %w", os.DevNull, err)
+	}
+	defer unix.Close(null)
+	attr := &syscall.ProcAttr{Env: []string{}, Dir: "/", Files: []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(theirs)},
+		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, PidFD: &s.pidfd}}
+	image := "/proc/self/fd/" + strconv.Itoa(int(e.image.Fd()))
+	s.child, err = e.reaper.Fork(func() (int, error) { return syscall.ForkExec(image, []string{"cri-stub"}, attr) })
+	if err != nil {
+		s.conn.close()
+		return nil, fmt.Errorf("fork: %w", err)
+	}
+	return s, nil
+}
+
+// newEmpty makes an empty, read-only file system.
+func newEmpty() (int, error) {
+	const attrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	return newFS("tmpfs", []option{{"mode", "555"}, {"nr_inodes", "1"}}, attrs)
+}
