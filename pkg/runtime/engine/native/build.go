@@ -14,7 +14,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
-// builder makes one container; all of it runs on one thread that is thrown away.
+// builder makes one container; all of it runs on one thread, which may end with that.
 type builder struct {
 	ctx     context.Context
 	engine  *Engine
@@ -25,6 +25,9 @@ type builder struct {
 	release func()
 	// isSettled: the stub's first answer was read.
 	isSettled bool
+	// same: leave can make the thread what it was.
+	same  bool
+	umask int
 
 	ids     idMap
 	mounts  []*mountPoint
@@ -38,7 +41,7 @@ type builder struct {
 	terminal      *os.File            // the pty's master
 }
 
-// build runs on a thread to be thrown away. On error the stub, if there is one, is for the caller to kill.
+// build changes the thread that it runs on. On error the stub, if there is one, is for the caller to kill.
 func (b *builder) build() (err error) {
 	defer b.close()
 	if err := b.openSources(); err != nil {
@@ -62,7 +65,7 @@ func (b *builder) build() (err error) {
 	if err := b.enter(); err != nil {
 		return err
 	}
-	for _, step := range []struct {
+	for _, step := range [...]struct {
 		name string
 		f    func() error
 	}{
@@ -77,7 +80,14 @@ func (b *builder) build() (err error) {
 			return err
 		}
 	}
+	b.same = b.nested()
 	return nil
+}
+
+// leave moves the thread back to where it was before enter, and tells whether it is fit for the next container.
+func (b *builder) leave() bool {
+	return b.same && unix.Setns(int(b.engine.self.Fd()), int(b.entered())) == nil &&
+		unix.Fchdir(int(b.engine.home.Fd())) == nil && unix.Chroot(".") == nil && unix.Umask(b.umask) == 0
 }
 
 func (b *builder) close() {
@@ -166,18 +176,22 @@ func (b *builder) enter() error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil { // else setns(2) of a mount namespace is EINVAL
 		return fmt.Errorf("unshare: %w", err)
 	}
-	flags := b.ns.all() & (unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP)
-	if err := unix.Setns(b.stub.pidfd, int(flags)); err != nil {
+	if err := unix.Setns(b.stub.pidfd, int(b.entered())); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			err = errStubDied
 		}
 		return fmt.Errorf("enter the namespaces: %w", err)
 	}
-	unix.Umask(0)
+	b.umask = unix.Umask(0)
 	if b.userNS == nil {
 		return nil
 	}
 	return b.asContainerRoot()
+}
+
+// entered are the namespaces that the thread enters.
+func (b *builder) entered() uintptr {
+	return b.ns.all() & (unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP)
 }
 
 // asContainerRoot makes the files that the thread creates belong to the container's root, and be creatable at all in

@@ -141,7 +141,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
 	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, ns: ns, root: -1, nullClone: -1}
-	if err := onThread(b.build); err != nil {
+	if err := e.threads.run(b.build, b.leave); err != nil {
 		if b.stub != nil {
 			b.stub.kill()
 		}

@@ -28,6 +28,10 @@ type Engine struct {
 	caps   uint64   // what this process has and may pass on
 	// nursery is where containers' and sessions' processes come from.
 	nursery nursery
+	// threads is where containers are built. self and home are this process's pidfd and root directory, for their way back.
+	threads threads
+	self    *os.File
+	home    *os.File
 	// stubProc is set once the kernel has refused proc's pidns= option.
 	stubProc atomic.Bool
 }
@@ -70,6 +74,14 @@ func (e *Engine) open() (err error) {
 	if e.caps, err = ownCaps(e.proc); err != nil {
 		return err
 	}
+	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	e.self = os.NewFile(uintptr(pidfd), "self")
+	if e.home, err = os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return err
+	}
 	return e.nursery.open(e)
 }
 
@@ -78,8 +90,9 @@ func (e *Engine) Name() string { return "native" }
 
 // Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
 func (e *Engine) Close() error {
+	e.threads.close()
 	e.nursery.close()
-	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty} {
+	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty, e.self, e.home} {
 		if f != nil {
 			f.Close()
 		}
