@@ -224,12 +224,23 @@ certs_dir = %q
 
 // StartServer starts the server and waits until it is ready.
 func (n *Node) StartServer(ctx context.Context) error {
+	if err := n.LaunchServer(); err != nil {
+		return err
+	}
+	return n.Ready(ctx)
+}
+
+// LaunchServer starts the server, with env added to its environment, and does not wait for it.
+func (n *Node) LaunchServer(env ...string) error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("test node: %w", err)
 	}
 	defer log.Close()
 	c := n.ServerCommand()
+	if len(env) > 0 {
+		c.Env = append(c.Environ(), env...)
+	}
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C is for the test, which then stops the server
 	if err := c.Start(); err != nil {
@@ -237,10 +248,11 @@ func (n *Node) StartServer(ctx context.Context) error {
 	}
 	n.server, n.exited = c, make(chan struct{})
 	go func(done chan struct{}) { _ = c.Wait(); close(done) }(n.exited)
-	return n.ready(ctx)
+	return nil
 }
 
-func (n *Node) ready(ctx context.Context) error {
+// Ready waits until the server says that it is ready.
+func (n *Node) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	last := "no answer"

@@ -63,24 +63,23 @@ func main() {
 func run(o *options) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+	if err := testnode.ReapOrphans(); err != nil {
 		return err
 	}
-	go reapOrphans()
 	repo, err := filepath.Abs(".")
 	if err != nil {
 		return err
 	}
-	var u *unit
+	var u *testnode.Unit
 	if o.unit {
-		if u, err = startUnit(filepath.Join(repo, "bin", "cri-monitor"), "/run/cri-server/monitor"); err != nil {
+		if u, err = testnode.StartUnit(filepath.Join(repo, "bin", "cri-monitor"), "/run/cri-server/monitor"); err != nil {
 			return err
 		}
 	}
 	n, err := testnode.Start(ctx, testnode.Options{Repo: repo})
 	if err != nil {
 		if u != nil {
-			u.stop()
+			u.Stop()
 		}
 		return err
 	}
@@ -92,7 +91,7 @@ func run(o *options) (err error) {
 		_, rerr := n.RemovePods(context.WithoutCancel(ctx))
 		err = errors.Join(err, rerr, n.StopServer())
 		if u != nil {
-			u.stop()
+			u.Stop()
 		}
 		err = errors.Join(err, n.Stop())
 	}()
@@ -113,7 +112,7 @@ func run(o *options) (err error) {
 type killer struct {
 	n                 *testnode.Node
 	o                 *options
-	u                 *unit
+	u                 *testnode.Unit
 	servers, monitors int
 }
 
@@ -133,7 +132,7 @@ func (k *killer) run(ctx context.Context, w *writer) error {
 			}
 			k.servers++
 			if k.u != nil && k.servers%5 == 0 && k.o.monitor > 0 { // both at once
-				k.u.kill()
+				k.u.Kill()
 				k.monitors++
 			}
 			if err := k.n.StartServer(ctx); err != nil {
@@ -161,7 +160,7 @@ func ticker(d time.Duration) <-chan time.Time {
 
 func (k *killer) killMonitor() error {
 	if k.u != nil {
-		k.u.kill()
+		k.u.Kill()
 		return nil
 	}
 	for _, p := range testnode.Descendants(os.Getpid()) {

@@ -1,11 +1,13 @@
-package main
+package testnode
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,14 +16,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-9a14075a/cri-server/test/testnode"
 )
 
-// unit runs cri-monitor as systemd runs a unit with FileDescriptorStoreMax=, Type=notify, Restart=on-failure and
+// Unit runs cri-monitor as systemd runs a unit with FileDescriptorStoreMax=, Type=notify, Restart=on-failure and
 // RestartSec=0: it keeps descriptors under their names, ignores one that it has already, and hands all of them to the next
 // process.
-type unit struct {
+type Unit struct {
 	path, dir string
 	notify    *net.UnixConn
 
@@ -34,8 +34,10 @@ type unit struct {
 	fds   []*os.File
 }
 
-func startUnit(path, dir string) (*unit, error) {
-	u := &unit{path: path, dir: dir, ended: make(chan struct{})}
+// StartUnit starts the cri-monitor at path; dir is its state directory, and has its socket and its log. It returns when
+// cri-monitor is ready.
+func StartUnit(path, dir string) (*Unit, error) {
+	u := &Unit{path: path, dir: dir, ended: make(chan struct{})}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -55,11 +57,11 @@ func startUnit(path, dir string) (*unit, error) {
 	case <-ready:
 		return u, nil
 	case <-time.After(10 * time.Second):
-		return nil, fmt.Errorf("cri-monitor is not ready")
+		return nil, errors.New("test node: cri-monitor is not ready")
 	}
 }
 
-func (u *unit) start() error {
+func (u *Unit) start() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	args := []string{"--socket", filepath.Join(u.dir, "monitor.sock"), "--state-dir", u.dir}
@@ -84,7 +86,7 @@ func (u *unit) start() error {
 }
 
 // keep starts the next process when one has died.
-func (u *unit) keep() {
+func (u *Unit) keep() {
 	defer close(u.ended)
 	for {
 		_ = u.cmd.Wait()
@@ -95,19 +97,21 @@ func (u *unit) keep() {
 			return
 		}
 		if err := u.start(); err != nil {
-			fmt.Fprintln(os.Stderr, "stall: cri-monitor:", err)
+			fmt.Fprintln(os.Stderr, "test node: cri-monitor:", err)
 			return
 		}
 	}
 }
 
-func (u *unit) kill() {
+// Kill ends cri-monitor with SIGKILL; the next one starts by itself. What is killed may be the next one already.
+func (u *Unit) Kill() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	_ = u.cmd.Process.Kill()
 }
 
-func (u *unit) stop() {
+// Stop ends cri-monitor for good.
+func (u *Unit) Stop() {
 	u.mu.Lock()
 	u.over = true
 	_ = u.cmd.Process.Signal(syscall.SIGTERM)
@@ -115,13 +119,13 @@ func (u *unit) stop() {
 	select {
 	case <-u.ended:
 	case <-time.After(5 * time.Second):
-		u.kill()
+		u.Kill()
 		<-u.ended
 	}
 	u.notify.Close()
 }
 
-func (u *unit) listen() {
+func (u *Unit) listen() {
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*16))
 	for {
 		n, oobn, _, _, err := u.notify.ReadMsgUnix(b, oob)
@@ -141,7 +145,7 @@ func (u *unit) listen() {
 	}
 }
 
-func (u *unit) told(message []byte, files []*os.File) {
+func (u *Unit) told(message []byte, files []*os.File) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	said := map[string]string{}
@@ -171,7 +175,7 @@ func (u *unit) told(message []byte, files []*os.File) {
 }
 
 // has tells whether the same open file is there already, by kcmp(2), as systemd does.
-func (u *unit) has(f *os.File) bool {
+func (u *Unit) has(f *os.File) bool {
 	pid := uintptr(os.Getpid())
 	for _, old := range u.fds {
 		const kcmpFile = 0
@@ -183,15 +187,38 @@ func (u *unit) has(f *os.File) bool {
 	return false
 }
 
-// reapOrphans does what init does for the processes of a cri-monitor that was killed. They lead sessions of their own,
-// unlike what this program starts.
-func reapOrphans() {
-	own, _ := unix.Getsid(0)
-	for ; ; time.Sleep(2 * time.Millisecond) {
-		for _, p := range testnode.Descendants(os.Getpid()) {
-			if sid, err := unix.Getsid(p.Pid); p.Zombie && err == nil && sid != own {
-				_, _ = unix.Wait4(p.Pid, nil, unix.WNOHANG|unix.WALL, nil)
+// ReapOrphans does, for as long as the program runs, what init does for the processes of a cri-monitor that was killed.
+// They lead sessions of their own, unlike what the program itself starts. It makes the caller their subreaper.
+func ReapOrphans() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("test node: subreaper: %w", err)
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	go func() {
+		own, _ := unix.Getsid(0)
+		for ; ; <-ended {
+			for _, pid := range children() {
+				if sid, err := unix.Getsid(pid); err == nil && sid != own {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
+				}
+			}
+		}
+	}()
+	return nil
+}
+
+// children are those of this process, dead ones too: proc_pid_task(5).
+func children() []int {
+	var pids []int
+	tasks, _ := os.ReadDir("/proc/self/task")
+	for _, t := range tasks {
+		b, _ := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		for f := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
 			}
 		}
 	}
+	return pids
 }
