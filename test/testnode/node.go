@@ -230,22 +230,20 @@ func (n *Node) StartServer(ctx context.Context) error {
 	return n.Ready(ctx)
 }
 
-// LaunchServer starts the server, with env added to its environment, and does not wait for it.
-func (n *Node) LaunchServer(env ...string) error {
+// LaunchServer starts the server and does not wait for it.
+func (n *Node) LaunchServer() error {
 	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("test node: %w", err)
 	}
 	defer log.Close()
 	c := n.ServerCommand()
-	if len(env) > 0 {
-		c.Env = append(c.Environ(), env...)
-	}
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C is for the test, which then stops the server
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("test node: server: %w", err)
 	}
+	programs.Store(c.Process.Pid, true)
 	n.server, n.exited = c, make(chan struct{})
 	go func(done chan struct{}) { _ = c.Wait(); close(done) }(n.exited)
 	return nil
@@ -287,6 +285,9 @@ func (n *Node) LogTail() string {
 	lines := slices.DeleteFunc(strings.Split(string(b), "\n"), func(l string) bool { return strings.Contains(l, " level=DEBUG ") })
 	return strings.Join(lines[max(0, len(lines)-40):], "\n")
 }
+
+// ServerExited is closed when the server has ended.
+func (n *Node) ServerExited() <-chan struct{} { return n.exited }
 
 // ServerPid is the server's process id.
 func (n *Node) ServerPid() int { return n.server.Process.Pid }

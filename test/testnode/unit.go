@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,11 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// programs are the processes of cri-server and cri-monitor that this one has started, and waits for.
+var programs sync.Map
+
 // Unit runs cri-monitor as systemd runs a unit with FileDescriptorStoreMax=, Type=notify, Restart=on-failure and
 // RestartSec=0: it keeps descriptors under their names, ignores one that it has already, and hands all of them to the next
 // process.
 type Unit struct {
 	path, dir string
+	env       []string
 	notify    *net.UnixConn
 
 	mu    sync.Mutex
@@ -34,10 +39,10 @@ type Unit struct {
 	fds   []*os.File
 }
 
-// StartUnit starts the cri-monitor at path; dir is its state directory, and has its socket and its log. It returns when
-// cri-monitor is ready.
-func StartUnit(path, dir string) (*Unit, error) {
-	u := &Unit{path: path, dir: dir, ended: make(chan struct{})}
+// StartUnit starts the cri-monitor at path; dir is its state directory, and has its socket and its log; env is
+// added to its environment. It returns when cri-monitor is ready.
+func StartUnit(path, dir string, env ...string) (*Unit, error) {
+	u := &Unit{path: path, dir: dir, env: env, ended: make(chan struct{})}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -69,6 +74,7 @@ func (u *Unit) start() error {
 	c := exec.Command("/bin/sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$0" "$@"`, u.path}, args...)...)
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NOTIFY_SOCKET=" + filepath.Join(u.dir, "notify"),
 		"LISTEN_FDS=" + strconv.Itoa(len(u.fds)), "LISTEN_FDNAMES=" + strings.Join(u.names, ":")}
+	c.Env = append(c.Env, u.env...)
 	c.ExtraFiles = u.fds
 	log, err := os.OpenFile(filepath.Join(u.dir, "monitor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -81,6 +87,7 @@ func (u *Unit) start() error {
 	if err := c.Start(); err != nil {
 		return err
 	}
+	programs.Store(c.Process.Pid, true)
 	u.cmd = c
 	return nil
 }
@@ -123,6 +130,13 @@ func (u *Unit) Stop() {
 		<-u.ended
 	}
 	u.notify.Close()
+}
+
+// Kept are the names of the descriptors in the store.
+func (u *Unit) Kept() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.names)
 }
 
 func (u *Unit) listen() {
@@ -199,7 +213,11 @@ func ReapOrphans() error {
 		own, _ := unix.Getsid(0)
 		for ; ; <-ended {
 			for _, pid := range children() {
-				if sid, err := unix.Getsid(pid); err == nil && sid != own {
+				sid, err := unix.Getsid(pid)
+				p, there := readProcess(fmt.Sprintf("/proc/%d", pid))
+				_, awaited := programs.Load(pid)
+				// What they had just forked when they were killed is in our session still.
+				if err == nil && there && (sid != own || strings.HasPrefix(p.Comm, "cri-") && !awaited) {
 					_, _ = unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
 				}
 			}
