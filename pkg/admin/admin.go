@@ -13,6 +13,7 @@
 //	POST /images/untag              {"ref": …}: removes one name; with the last one the image goes
 //	POST /images/pin                {"ref": …, "pinned": true}
 //	GET  /operations                → [operation.Timeline]
+//	GET  /process                   → Process
 package admin
 
 import (
@@ -89,6 +90,7 @@ func Handler(images Images, operations func() []operation.Timeline, log *slog.Lo
 	mux.HandleFunc("POST /images/prune", s.prune)
 	mux.HandleFunc("GET /images/usage", s.usage)
 	mux.HandleFunc("GET /operations", s.running)
+	mux.HandleFunc("GET /process", s.process)
 	return mux
 }
 

@@ -147,6 +147,9 @@ func TestRoundTrip(t *testing.T) {
 	if err := c.Export(t.Context(), &b, "a", "b:1"); err != nil || b.String() != "archive of aarchive of a" {
 		t.Fatalf("%s, %v", b.String(), err)
 	}
+	if p, err := c.Process(t.Context()); err != nil || p.Goroutines < 2 {
+		t.Errorf("process: %+v, %v", p, err)
+	}
 	ops, err := c.Operations(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -245,7 +245,7 @@ func (n *Node) LaunchServer() error {
 	}
 	programs.Store(c.Process.Pid, true)
 	n.server, n.exited = c, make(chan struct{})
-	go func(done chan struct{}) { _ = c.Wait(); close(done) }(n.exited)
+	go func(done chan struct{}) { _ = c.Wait(); programs.Delete(c.Process.Pid); close(done) }(n.exited)
 	return nil
 }
 

@@ -34,9 +34,11 @@ type Unit struct {
 	cmd   *exec.Cmd
 	ready chan struct{} // closed when the present process has said so
 	ended chan struct{}
-	over  bool
-	names []string
-	fds   []*os.File
+	// drained is closed when the notify socket was read up to a message of our own.
+	drained chan struct{}
+	over    bool
+	names   []string
+	fds     []*os.File
 }
 
 // StartUnit starts the cri-monitor at path; dir is its state directory, and has its socket and its log; env is
@@ -97,16 +99,35 @@ func (u *Unit) keep() {
 	defer close(u.ended)
 	for {
 		_ = u.cmd.Wait()
+		programs.Delete(u.cmd.Process.Pid)
 		u.mu.Lock()
 		over := u.over
 		u.mu.Unlock()
 		if over {
 			return
 		}
+		u.drain()
 		if err := u.start(); err != nil {
 			fmt.Fprintln(os.Stderr, "test node: cri-monitor:", err)
 			return
 		}
+	}
+}
+
+// drain returns when all that the process has sent was read: systemd looks at its notify socket before it looks at
+// processes that have ended, too.
+func (u *Unit) drain() {
+	c, err := net.Dial("unixgram", filepath.Join(u.dir, "notify"))
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	u.mu.Lock()
+	u.drained = make(chan struct{})
+	drained := u.drained
+	u.mu.Unlock()
+	if _, err := c.Write([]byte("X_DRAINED=1")); err == nil {
+		<-drained
 	}
 }
 
@@ -166,6 +187,9 @@ func (u *Unit) told(message []byte, files []*os.File) {
 	for field := range bytes.SplitSeq(message, []byte("\n")) {
 		k, v, _ := strings.Cut(string(field), "=")
 		said[k] = v
+	}
+	if said["X_DRAINED"] == "1" {
+		close(u.drained)
 	}
 	if said["READY"] == "1" {
 		close(u.ready)

@@ -2,6 +2,7 @@ package hostlocal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -212,5 +213,45 @@ func BenchmarkAddDel(b *testing.B) {
 		if _, err := Del(context.Background(), c, "new", "eth0"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// A lease without an owner is what a writer leaves that was killed before its first byte: it is given again, and is not
+// there afterwards.
+func TestLeaseWithoutAnOwner(t *testing.T) {
+	dir := t.TempDir()
+	c := config(t, dir, `"ranges":[[{"subnet":"10.1.2.0/29"}]]`, "")
+	if err := os.MkdirAll(filepath.Join(dir, "n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"10.1.2.2", "10.1.2.5"} {
+		if err := os.WriteFile(filepath.Join(dir, "n", a), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := add(t, c, "pod"); got != "10.1.2.2/29" {
+		t.Errorf("the first address is %s", got)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "n", "10.1.2.5")); !os.IsNotExist(err) {
+		t.Errorf("the other is still taken: %v", err)
+	}
+}
+
+// A lease has its owner from the moment it has a name.
+func TestLeaseIsWrittenAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lease")
+	for i, want := range []error{nil, os.ErrExist} {
+		if err := writeNew(path, fmt.Sprint("owner", i)); !errors.Is(err, want) {
+			t.Errorf("%d: %v, want %v", i, err, want)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != "owner0" {
+			t.Errorf("%q %v", b, err)
+		}
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+		t.Errorf("%v", left)
+	}
+	if err := writeNew(filepath.Join(path, "in a file"), "x"); err == nil {
+		t.Error("a directory that is none")
 	}
 }

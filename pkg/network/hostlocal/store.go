@@ -96,6 +96,14 @@ func (s *store) load(force bool) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("host-local: lease: %w", err)
 		}
+		if b == "" && err == nil {
+			// Its writer was killed half way: nobody else is at it, since we have the lock. It is of no one, and would
+			// be for good.
+			if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("host-local: lease without an owner: %w", err)
+			}
+			continue
+		}
 		s.leases[a] = b
 	}
 	return nil
@@ -132,23 +140,45 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 		return false, nil
 	}
 	path := filepath.Join(s.dir, a.String())
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_EXCL|os.O_CREATE, 0o600)
+	err := writeNew(path, content(id, ifname))
 	if errors.Is(err, os.ErrExist) {
 		s.leases[a] = ""
 		return false, nil
 	}
+	if err == nil {
+		err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
+		if err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}
 	if err != nil {
 		return false, fmt.Errorf("host-local: lease: %w", err)
 	}
-	_, err = f.WriteString(content(id, ifname))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
-	}
-	if err != nil {
-		return false, errors.Join(fmt.Errorf("host-local: lease: %w", err), os.Remove(path))
-	}
 	s.leases[a] = content(id, ifname)
 	return true, nil
+}
+
+// writeNew makes a file with its content, or none: it has no name before it is written (open(2), O_TMPFILE), so that a
+// process that is killed leaves no lease without an owner. os.ErrExist: there is a file of that name.
+func writeNew(path, text string) error {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+	named := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) // a file system without it
+	if named {
+		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_EXCL|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	_, err = f.WriteString(text)
+	if err == nil && !named {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	err = errors.Join(err, f.Close())
+	if err != nil && named {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // overwrite replaces a file's content without truncating it to nothing first, which makes ext4 write it to disk at

@@ -202,7 +202,7 @@ func (c *conn) unary(f *frame) (any, error) {
 		v, err := h.negotiate()
 		return hello{v, v}, err
 	case kindVersion:
-		return s.version, nil
+		return s.measured(), nil
 	case kindList:
 		return s.list(), nil
 	case kindShutdown:

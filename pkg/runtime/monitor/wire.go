@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"runtime/metrics"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,6 +25,18 @@ type Version struct {
 	Build    string    `json:"build"`
 	Pid      int       `json:"pid"`
 	Started  time.Time `json:"started"`
+	// Goroutines and HeapLive (bytes that the last garbage collection found in use) are of the moment of the answer.
+	Goroutines int    `json:"goroutines,omitempty"`
+	HeapLive   uint64 `json:"heap_live,omitempty"`
+}
+
+// measured is the version with what is true at this moment only.
+func (s *Server) measured() Version {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	v := s.version
+	v.Goroutines, v.HeapLive = runtime.NumGoroutine(), live[0].Value.Uint64()
+	return v
 }
 
 // hello opens a connection: the client offers a range, the server answers with Min = Max = the version to speak.

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/admin"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/test/testnode"
+)
+
+// names are what is measured, in the order of the page.
+var names = []string{
+	"cri-server RSS, KiB", "cri-server live heap, KiB", "cri-server goroutines", "cri-server threads", "cri-server descriptors",
+	"cri-monitor RSS, KiB", "cri-monitor live heap, KiB", "cri-monitor goroutines", "cri-monitor threads", "cri-monitor descriptors",
+	"inodes below root", "inodes below the state directory", "network namespaces", "veth interfaces", "mounts", "cgroups", "processes",
+}
+
+// sample measures everything once.
+func (s *soak) sample(ctx context.Context) ([]float64, error) {
+	a := admin.NewClient(filepath.Join(s.node.State, "admin.sock"))
+	defer a.Close()
+	server, err := a.Process(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cri-server: %w", err)
+	}
+	c, err := monitor.Dial(ctx, filepath.Join(s.node.State, "monitor", "monitor.sock"))
+	if err != nil {
+		return nil, fmt.Errorf("cri-monitor: %w", err)
+	}
+	defer c.Close()
+	v, err := c.Version(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cri-monitor: %w", err)
+	}
+	pid := s.node.ServerPid()
+	pins, _ := filepath.Glob("/run/netns/*")
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	return []float64{
+		status(pid, "VmRSS"), float64(server.HeapLive) / 1024, float64(server.Goroutines), status(pid, "Threads"), descriptors(pid),
+		status(v.Pid, "VmRSS"), float64(v.HeapLive) / 1024, float64(v.Goroutines), status(v.Pid, "Threads"), descriptors(v.Pid),
+		inodes(filepath.Join(s.node.Dir, "root")), inodes(s.node.State), float64(len(pins)), veths(), float64(strings.Count(string(mounts), "\n")),
+		s.cgroups(), float64(len(testnode.Descendants(os.Getppid()))),
+	}, nil
+}
+
+// status is a number of /proc/PID/status.
+func status(pid int, field string) float64 {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(b)) {
+		if k, v, _ := strings.Cut(line, ":"); k == field {
+			n, _ := strconv.ParseFloat(strings.Fields(v)[0], 64)
+			return n
+		}
+	}
+	return 0
+}
+
+func descriptors(pid int) float64 {
+	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	return float64(len(fds))
+}
+
+// inodes counts the files below a directory, on its own file system.
+func inodes(dir string) float64 {
+	n := 0.0
+	var top unix.Stat_t
+	if unix.Stat(dir, &top) != nil {
+		return 0
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // files come and go while one counts
+		}
+		var st unix.Stat_t
+		if d.IsDir() && (unix.Lstat(path, &st) != nil || st.Dev != top.Dev) {
+			return filepath.SkipDir
+		}
+		n++
+		return nil
+	})
+	return n
+}
+
+func veths() (n float64) {
+	links, _ := net.Interfaces()
+	for _, l := range links {
+		if strings.HasPrefix(l.Name, "veth") {
+			n++
+		}
+	}
+	return n
+}
+
+var longID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// cgroups counts those of pods and containers in all hierarchies.
+func (s *soak) cgroups() (n float64) {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + s.cgroup)
+	for _, root := range append(roots, "/sys/fs/cgroup"+s.cgroup) {
+		_ = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+			if err == nil && longID.MatchString(d.Name()) {
+				n++
+			}
+			return nil
+		})
+	}
+	return n
+}
