@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: faults fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: faults soak torture-tools fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
@@ -95,10 +95,17 @@ lint:
 fuzz: deps
 	@hack/fuzz
 
-# The end-to-end walk with the server killed at points that SEED chooses, RUNS times.
-torture: build tools bin/crictl
-	CRI_SERVER_E2E=1 CRI_SERVER_TORTURE=$(or $(RUNS),20) CRI_SERVER_SEED=$(SEED) \
-	  go test -count=1 -v -timeout 60m -exec $(CURDIR)/hack/as-root -run '^TestTorture$$' ./test/e2e
+# Pods at work while their runtime is killed, and a checker that looks for itself: SEED= repeats a run, DURATION=10m or KILLS=
+# end it. FLAGS=-unit runs cri-monitor as a unit with a descriptor store. docs/reliability.md tells more.
+torture: build faults torture-tools
+	@hack/as-root bin/torture -faults -seed $(or $(SEED),0) -for $(or $(DURATION),$(if $(KILLS),24h,1m)) -kills $(or $(KILLS),0) $(FLAGS)
+
+# Pods cycled at full speed: does anything grow? DURATION=1h.
+soak: build torture-tools
+	@hack/as-root bin/soak -for $(or $(DURATION),10m)
+
+torture-tools: assets
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/torture ./test/torture/writer ./test/torture/soak ./test/torture/stall
 
 # cri-server beside containerd and CRI-O, all built here. QUICK=1 takes some five minutes, not some forty, and leaves the
 # published page alone, unless OUT=docs/bench says otherwise. TARGETS and PHASES choose: bin/cribench -h.

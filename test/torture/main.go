@@ -42,6 +42,7 @@ type options struct {
 	faults       bool
 	repo, keep   string
 	result       string
+	writer       string
 }
 
 func main() {
@@ -55,6 +56,7 @@ func main() {
 	flag.BoolVar(&o.errors, "errors", false, "let fault points return errors too")
 	flag.StringVar(&o.repo, "repo", ".", "where bin and .cache are")
 	flag.StringVar(&o.keep, "keep", os.TempDir(), "where a failed run's files are kept")
+	flag.StringVar(&o.writer, "writer", "bin/writer", "the `program` for the containers (test/torture/writer)")
 	flag.StringVar(&o.result, "result", "", "append the figures, as a line of JSON, to this `file`")
 	flag.Parse()
 	if o.workers < 1 || o.workers > len(imagesOfWorkers) {
@@ -112,7 +114,10 @@ func run(o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	t := &torture{o: o, model: newModel(), killer: rand.New(rand.NewPCG(o.seed, 0)), writer: filepath.Join(repo, "bin", "torture-writer"), began: time.Now()}
+	t := &torture{o: o, model: newModel(), killer: rand.New(rand.NewPCG(o.seed, 0)), began: time.Now()}
+	if t.writer, err = filepath.Abs(o.writer); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "cri-node-")
 	if err != nil {
 		return err
