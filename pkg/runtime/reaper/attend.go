@@ -28,7 +28,7 @@ func (r *Reaper) Attend(pid, pidfd int) (*Child, error) {
 	if err != unix.ECHILD {
 		return nil, fmt.Errorf("process %d: waitid: %w", pid, err)
 	}
-	if ended(pidfd) {
+	if EndsIn(pidfd, 0) {
 		if c := r.reaped(pid); c != nil {
 			return c, nil
 		}
@@ -45,10 +45,16 @@ func (r *Reaper) Attend(pid, pidfd int) (*Child, error) {
 	return f.child, nil
 }
 
-// ended tells whether the process has ended; see pidfd_open(2).
-func ended(pidfd int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
-	return err == nil && n == 1
+// EndsIn tells whether a process has ended, reaped or not, or does so within grace; see pidfd_open(2). The pidfd must stay
+// open meanwhile.
+func EndsIn(pidfd int, grace time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for end := time.Now().Add(grace); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
+		if err != unix.EINTR || time.Now().After(end) { // Go's runtime signals its threads all the time; poll(2) doesn't restart
+			return err == nil && n == 1
+		}
+	}
 }
 
 // Ended returns the child that a process was which has ended with an exit code before.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -117,5 +118,30 @@ func TestPause(t *testing.T) {
 func TestUnknown(t *testing.T) {
 	if c := (Status{Unknown: true}).Code(); c != UnknownCode {
 		t.Error(c)
+	}
+}
+
+// The signals that Go's runtime sends to its own threads must not cut a grace short: poll(2) never restarts.
+func TestEndsIn(t *testing.T) {
+	_, pidfd, end := grandchild(t, "exit 0", "wait")
+	if EndsIn(pidfd, 0) || EndsIn(pidfd, 20*time.Millisecond) {
+		t.Error("ended before its end")
+	}
+	told := make(chan bool)
+	go func() { told <- EndsIn(pidfd, time.Minute) }()
+	for range 500 {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, thread := range threads {
+			if tid, err := strconv.Atoi(thread.Name()); err == nil {
+				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) // what preempts
+			}
+		}
+	}
+	end.Close()
+	if !<-told || !EndsIn(pidfd, 0) {
+		t.Error("the end was not seen")
 	}
 }

@@ -25,6 +25,7 @@ var execTests = []test{
 	{"exec/terminal", nil, execTerminal},
 	{"exec/missing program", nil, execMissing},
 	{"exec/after the end", nil, execAfterEnd},
+	{"exec/while it ends", nil, execWhileItEnds},
 	{"exec/many at once", nil, execMany},
 	{"exec/signal", nil, execSignal},
 	{"exec/only fds 0 to 2", []Feature{CloseFds}, execFds},
@@ -208,6 +209,45 @@ func execAfterEnd(t *testing.T, s *suite) {
 	b.finish()
 	if _, err := b.tryExec("true"); !errdefs.IsFailedPrecondition(err) && !errdefs.IsNotFound(err) {
 		t.Errorf("%v; want ErrFailedPrecondition or ErrNotFound", err)
+	}
+}
+
+// execWhileItEnds: whichever step of an exec meets the container's end, that is what the error says.
+func execWhileItEnds(t *testing.T, s *suite) {
+	for round := range 8 {
+		b := s.live(t, "")
+		var all sync.WaitGroup
+		under := make(chan struct{})
+		for i := range 3 {
+			all.Go(func() {
+				for n := 0; ; n++ {
+					x, err := b.tryExec("true")
+					if err != nil {
+						if !errdefs.IsFailedPrecondition(err) {
+							t.Errorf("%v; want ErrFailedPrecondition", err)
+						}
+						return
+					}
+					if _, err := x.p.Child().Wait(b.ctx()); err != nil {
+						t.Error(err)
+						return
+					}
+					if i == 0 && n == 0 {
+						close(under)
+					}
+				}
+			})
+		}
+		<-under
+		kill := b.c.Kill
+		if round%2 == 0 { // by itself
+			kill = func(context.Context) error { return b.c.Process().Signal(unix.SIGKILL) }
+		}
+		if err := kill(b.ctx()); err != nil {
+			t.Error(err)
+		}
+		all.Wait()
+		b.remove()
 	}
 }
 

@@ -92,16 +92,14 @@ func (p *process) ended() bool {
 	}
 }
 
-// dead is like ended, but also true for a process that is not reaped yet, or ends within grace ms.
-func (p *process) dead(grace int) bool {
+// dead is like ended, but also true for a process that is not reaped yet, or ends within grace.
+func (p *process) dead(grace time.Duration) bool {
 	fd, err := p.dup()
 	if err != nil {
 		return true
 	}
 	defer unix.Close(fd)
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // ready once the process is a zombie (pidfd_open(2))
-	n, err := unix.Poll(fds, grace)
-	return err == nil && n == 1
+	return reaper.EndsIn(fd, grace)
 }
 
 // endTimeout bounds the wait for the end of a process that has got SIGKILL, in case the kernel can't let it go.

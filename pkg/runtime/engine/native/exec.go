@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -73,19 +74,26 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	p, err := c.exec(ctx, config, id)
-	// The end of a pid namespace kills everybody else in it before its first process has ended.
-	grace := 0
-	if errors.Is(err, errStubDied) {
-		grace = 500
+	// The end of a pid namespace kills everybody else in it before its first process has ended, which has left its cgroup
+	// even before that.
+	grace := time.Duration(0)
+	if placing := (*placeError)(nil); errors.Is(err, errStubDied) || errors.As(err, &placing) {
+		grace = 500 * time.Millisecond
 	}
-	if err != nil && ctx.Err() == nil && c.init.dead(grace) { // whatever has failed because of that
-		err = fmt.Errorf("%w: %w", gone(unix.ESRCH), err)
+	if err != nil && ctx.Err() == nil && c.init.dead(grace) { // whatever has failed because of that, its kind tells nothing
+		err = fmt.Errorf("%w (%v)", gone(unix.ESRCH), err) //nolint:errorlint
 	}
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, orContext(ctx, err))
 	}
 	return p, nil
 }
+
+// placeError is the failure of a step that needs the container to be there.
+type placeError struct{ err error }
+
+func (e *placeError) Error() string { return e.err.Error() }
+func (e *placeError) Unwrap() error { return e.err }
 
 // exec forks a stub, lets it join the container and become the program.
 func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *identity) (_ *process, err error) {
@@ -107,10 +115,10 @@ func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *ide
 		s.stub.conn.close()
 	}()
 	if err := s.fork(ctx); err != nil {
-		return nil, err
+		return nil, &placeError{err}
 	}
 	if err := s.join(); err != nil {
-		return nil, err
+		return nil, &placeError{err}
 	}
 	if err := s.outside(); err != nil {
 		return nil, err

@@ -178,6 +178,7 @@ var kinds = []struct {
 	{"not running", errdefs.ErrFailedPrecondition},
 	{"has stopped", errdefs.ErrFailedPrecondition},
 	{"cannot exec in a stopped", errdefs.ErrFailedPrecondition},
+	{"cannot exec in a paused", errdefs.ErrFailedPrecondition},
 	{"not in the created state", errdefs.ErrFailedPrecondition},
 	{"permission denied", errdefs.ErrPermissionDenied},
 	{"\": is a directory", errdefs.ErrPermissionDenied}, // as the program: execve(2) has EACCES for that

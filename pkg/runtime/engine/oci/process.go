@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -62,11 +63,8 @@ func adoptDead(r *reaper.Reaper, pid int) (*process, error) {
 	return p, nil
 }
 
-// alive reports that the process has not ended: poll(2) on a pidfd is readable from then on.
-func alive(pidfd int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
-	return err == nil && n == 0
-}
+// alive reports that the process has not ended.
+func alive(pidfd int) bool { return !reaper.EndsIn(pidfd, 0) }
 
 // orphan reports that pid's parent is this process.
 func orphan(pid int) bool {
@@ -109,6 +107,18 @@ func (p *process) ended() bool {
 	default:
 		return false
 	}
+}
+
+// endsIn reports that the process has ended, or does so within grace, reaped or not.
+func (p *process) endsIn(grace time.Duration) bool {
+	p.mu.RLock()
+	fd, err := unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, 3)
+	p.mu.RUnlock()
+	if err != nil { // EBADF: it was closed when the process ended
+		return p.ended() || errors.Is(err, unix.EBADF)
+	}
+	defer unix.Close(fd)
+	return reaper.EndsIn(fd, grace)
 }
 
 // kill ends the process and gives it up.

@@ -41,10 +41,23 @@ func (c *container) Start(ctx context.Context) error {
 func (c *container) Exec(ctx context.Context, x *engine.ExecConfig) (engine.Process, error) {
 	p, err := c.exec(ctx, x)
 	if err != nil {
+		// A runtime whose container ends meanwhile says whatever the step it was at says.
+		if ctx.Err() == nil && c.init.endsIn(endGrace(err)) {
+			err = fmt.Errorf("the container has ended: %w (%v)", errdefs.ErrFailedPrecondition, err) //nolint:errorlint
+		}
 		return nil, fmt.Errorf("exec in %s: %w", c.id, err)
 	}
 	c.watch(p)
 	return p, nil
+}
+
+// endGrace is how long after a failed exec the container's end may show: none where the runtime has told a reason of
+// its own.
+func endGrace(err error) time.Duration {
+	if errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) {
+		return 0
+	}
+	return 500 * time.Millisecond
 }
 
 // watch closes p's pidfd when it ends. Delete waits for the watchers.
