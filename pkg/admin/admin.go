@@ -14,6 +14,7 @@
 //	POST /images/pin                {"ref": …, "pinned": true}
 //	GET  /operations                → [operation.Timeline]
 //	GET  /process                   → Process
+//	GET  /debug/pprof/…             → profiles of cri-server, for `go tool pprof` (net/http/pprof)
 package admin
 
 import (
@@ -23,6 +24,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
@@ -91,6 +93,9 @@ func Handler(images Images, operations func() []operation.Timeline, log *slog.Lo
 	mux.HandleFunc("GET /images/usage", s.usage)
 	mux.HandleFunc("GET /operations", s.running)
 	mux.HandleFunc("GET /process", s.process)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
 }
 

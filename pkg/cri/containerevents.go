@@ -154,6 +154,7 @@ func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runti
 
 // containerChanged is told by the runtime.
 func (s *Server) containerChanged(old, now *runtime.Container) {
+	s.trim.changed()
 	ctr := now
 	if ctr == nil {
 		ctr = old
@@ -199,6 +200,7 @@ func containerEvents(old, now *runtime.Container) []runtimeapi.ContainerEventTyp
 
 // sandboxChanged is told by the sandboxes.
 func (s *Server) sandboxChanged(old, now *sandbox.Sandbox) {
+	s.trim.changed()
 	sb := now
 	if sb == nil {
 		sb = old

@@ -73,6 +73,8 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
+	s.trim = newTrimmer()
+	undo = append(undo, s.trim.stop)
 	if err := s.openPods(); err != nil {
 		return nil, err
 	}

@@ -42,6 +42,7 @@ type Server struct {
 	containers *runtime.Containers
 	streaming  *streaming.Server
 	events     eventBus
+	trim       trimmer
 	version    string // semantic
 	started    time.Time
 

@@ -50,6 +50,7 @@ func (s *Server) Close(ctx context.Context) error {
 	if e := s.containers.Wait(ctx); err == nil {
 		err = e
 	}
+	_ = s.trim.stop()
 	s.stop()
 	s.tasks.Wait()
 	for _, f := range []func() error{s.images.Close, s.network.Close, s.monitor.Close} {

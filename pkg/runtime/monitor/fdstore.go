@@ -288,7 +288,7 @@ func (s *fdStore) recall(files map[string]int) []part {
 		return fds
 	}
 	if fds := take([]string{"journal.0", "journal.1", "journal.2"}); fds != nil {
-		parts = append(parts, part{kept{Journal: true}, fds})
+		parts = append(parts, part{kept: kept{Journal: true}, fds: fds})
 	}
 	all := slices.Sorted(maps.Keys(files))
 	for _, name := range newestFirst(all) {
@@ -301,7 +301,7 @@ func (s *fdStore) recall(files map[string]int) []part {
 			continue
 		}
 		if fds := take(st.Names); fds != nil {
-			parts = append(parts, part{kept{ID: st.ID, Data: st.Data}, fds})
+			parts = append(parts, part{kept: kept{ID: st.ID, Data: st.Data}, fds: fds})
 			s.names[st.ID] = map[string]bool{}
 			for _, name := range all { // so that what is old among it goes with the next picture
 				if strings.HasPrefix(name, storePrefix(st.ID)) {

@@ -38,6 +38,7 @@ type keeper struct {
 	// What follows belongs to the keeper's goroutine.
 	journal part
 	parts   map[string]part
+	packer  packer
 }
 
 // Keep begins to keep what cri-monitor holds, until Close: it may die from now on. It returns when all is kept.
@@ -247,6 +248,7 @@ func (k *keeper) take(f *frame, told map[string]bool) error {
 		return nil
 	}
 	closeFDs(k.parts[v.ID].fds)
+	p.Data, p.packed = k.packer.pack(p.Data)
 	k.parts[v.ID], told[v.ID] = p, true
 	return nil
 }
@@ -275,7 +277,14 @@ func (k *keeper) swap(ctx context.Context) (Version, error) {
 	if v.Pid == k.pid {
 		return v, nil // only our connection was lost
 	}
-	send := func(p part) error { return sendFrame(uc, kindRestore, 1, p.kept, frameTime, p.fds) }
+	send := func(p part) error {
+		if p.packed {
+			if p.Data, err = k.packer.unpack(p.Data); err != nil {
+				return fmt.Errorf("what is kept of container %s: %w", p.ID, err)
+			}
+		}
+		return sendFrame(uc, kindRestore, 1, p.kept, frameTime, p.fds)
+	}
 	if k.journal.fds != nil {
 		err = send(k.journal)
 	}

@@ -20,7 +20,8 @@ type restored struct {
 // part is one thing that a keeper has kept.
 type part struct {
 	kept
-	fds []int
+	fds    []int
+	packed bool // Data is, by the keeper's packer
 }
 
 // restore takes back what a keeper has of a cri-monitor that has died. All comes on this connection, one message for

@@ -144,11 +144,11 @@ func (g *group) remove() error {
 	return nil
 }
 
-// pss is the proportional share of a process, KiB; 0 if it is gone.
-func pss(pid int) float64 {
+// pss is a process's proportional share of memory, Pss or a part of it as smaps_rollup names it, KiB; 0 if it is gone.
+func pss(pid int, part string) float64 {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	for l := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(l, "Pss:"); ok {
+		if v, ok := strings.CutPrefix(l, part+":"); ok {
 			n, _ := strconv.ParseFloat(strings.Fields(v)[0], 64)
 			return n
 		}

@@ -19,11 +19,13 @@ type growth struct {
 
 // memory is what pods cost, KiB.
 type memory struct {
-	Pods   int     `json:"pods"`
-	PerPod float64 `json:"processes_per_pod"`     // Pss of processes there are because of pods, without their own programs
-	Daemon float64 `json:"daemon"`                // Pss of what there is once per node
-	Growth float64 `json:"daemon_growth_per_pod"` // since there were no pods
-	Kernel float64 `json:"kernel_per_pod"`        // charged to the pods' cgroup; negative: not told
+	Pods    int     `json:"pods"`
+	PerPod  float64 `json:"processes_per_pod"`     // Pss of processes there are because of pods, without their own programs
+	Daemon  float64 `json:"daemon"`                // Pss of what there is once per node
+	Anon    float64 `json:"daemon_anonymous"`      // of it: what the daemon itself has allocated
+	Monitor float64 `json:"monitor,omitempty"`     // of it: the monitor's
+	Growth  float64 `json:"daemon_growth_per_pod"` // since there were no pods
+	Kernel  float64 `json:"kernel_per_pod"`        // charged to the pods' cgroup; negative: not told
 }
 
 // listTimeout is far above what any list takes, but one that hangs.
@@ -37,7 +39,7 @@ func grow(ctx context.Context, d *daemon, s size, r *result) error {
 	if d.slow {
 		marks = s.GrowPeers
 	}
-	settle(ctx)
+	settle(ctx, rest)
 	none := d.measureMemory(0, 0)
 	var all samples
 	for _, mark := range marks {
@@ -55,17 +57,24 @@ func grow(ctx context.Context, d *daemon, s size, r *result) error {
 				r.Growth = append(r.Growth, growth{Pods: n, P50: last.at(50), P95: last.at(95), N: len(last.Values)})
 			}
 		}
-		settle(ctx)
+		settle(ctx, rest)
 		r.Memory = append(r.Memory, d.measureMemory(mark, none.Daemon))
+		if err := d.saveProfile(ctx, fmt.Sprintf("heap-%d", mark), "heap"); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+// rest is how long pods are left alone before memory is measured: what daemons give back when nothing happens is theirs no
+// more.
+const rest = 5 * time.Second
+
 // settle gives daemons the time to collect garbage and to look at their pods.
-func settle(ctx context.Context) {
+func settle(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(2 * time.Second):
+	case <-time.After(d):
 	}
 }
 
@@ -75,11 +84,15 @@ func (d *daemon) measureMemory(pods int, before float64) memory {
 	m := memory{Pods: pods, Kernel: d.group.kernelMemory() / float64(max(1, pods))}
 	for _, pid := range d.group.members() {
 		switch name := comm(pid); {
-		case pid == d.pid() || d.monitor != "" && name == d.monitor:
-			m.Daemon += pss(pid)
+		case pid == d.pid():
+			m.Daemon += pss(pid, "Pss")
+			m.Anon = pss(pid, "Pss_Anon")
+		case d.monitor != "" && name == d.monitor:
+			m.Daemon += pss(pid, "Pss")
+			m.Monitor += pss(pid, "Pss")
 		case name == "sh" || name == "sleep":
 		default:
-			m.PerPod += pss(pid)
+			m.PerPod += pss(pid, "Pss")
 		}
 	}
 	m.PerPod /= float64(max(1, pods))
@@ -116,7 +129,7 @@ func listing(ctx context.Context, d *daemon, s size, r *result) error {
 			return err
 		}
 		have += n * each10
-		settle(ctx)
+		settle(ctx, 2*time.Second)
 		l := lists{Containers: have}
 		err = d.listAll(ctx, have, &l)
 		r.Lists = append(r.Lists, l)

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -32,6 +33,7 @@ type options struct {
 	out     string // results.json and charts
 	doc     string // the page
 	command string // how to run this again, for the page
+	profile string // directory for cri-server's profiles; none if empty
 	size    size
 }
 
@@ -69,6 +71,9 @@ func main() {
 	flag.StringVar(&o.out, "out", "docs/bench", "directory for results.json and the charts")
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the page to write; none if empty")
 	flag.StringVar(&o.command, "command", "make bench", "how this run was started, for the page")
+	flag.StringVar(&o.profile, "profile", "", "directory for cri-server's heap profiles at each measurement of memory; none if empty")
+	cycles := flag.Int("cycles", 0, "pods one after the other in each pass; 0: as the size says")
+	passes := flag.Int("passes", 0, "passes; 0: as the size says")
 	flag.StringVar(&render, "render", "", "measure nothing; write page and charts from this results.json")
 	flag.Parse()
 	o.targets, o.phases = list(targets), list(phases)
@@ -78,6 +83,7 @@ func main() {
 	if o.size = full; o.quick {
 		o.size = quick
 	}
+	o.size.Cycles, o.size.Passes = cmp.Or(*cycles, o.size.Cycles), cmp.Or(*passes, o.size.Passes)
 	if err := run(o, render); err != nil {
 		fmt.Fprintln(os.Stderr, "cribench:", err)
 		os.Exit(1)
@@ -89,7 +95,7 @@ func list(s string) []string {
 }
 
 func run(o options, render string) (err error) {
-	for _, p := range []*string{&o.repo, &o.out, &o.doc} {
+	for _, p := range []*string{&o.repo, &o.out, &o.doc, &o.profile} {
 		if *p == "" {
 			continue
 		}
