@@ -62,4 +62,11 @@ func BenchmarkLife(b *testing.B) {
 			}
 		}
 	})
+	b.Run("usage", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := d.Usage(keep); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

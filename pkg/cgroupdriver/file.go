@@ -1,6 +1,7 @@
 package cgroupdriver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,13 +18,23 @@ import (
 // buffers hold one file each: memory.stat has about 5 KiB, per-device files of hosts with many disks more.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
-// read returns a file without its last line break. Plain system calls: a list of a thousand containers' stats reads
-// 15 000 files, and os.File's poller registration doubles their cost.
-func read(dir, file string) (string, error) {
+// read returns a file without its last line breaks. Plain system calls: a list of a thousand containers' stats reads
+// 8 000 files, and os.File's poller registration doubles their cost.
+func read(dir, file string) (text string, err error) {
+	err = withFile(dir, file, func(b []byte) { text = string(bytes.TrimRight(b, "\n")) })
+	return text, err
+}
+
+// surely is how long a short read is for it to be the whole file: the kernel fills a page before it returns less than was
+// asked for, and has no records as long as the rest of one.
+const surely = 2048
+
+// withFile calls f with a file's content, which is f's only until it returns.
+func withFile(dir, file string, f func([]byte)) error {
 	p := dir + "/" + file
 	fd, err := open(p, unix.O_RDONLY)
 	if err != nil {
-		return "", &os.PathError{Op: "open", Path: p, Err: err}
+		return &os.PathError{Op: "open", Path: p, Err: err}
 	}
 	defer unix.Close(fd)
 	buf := buffers.Get().(*[]byte)
@@ -35,16 +46,19 @@ func read(dir, file string) (string, error) {
 			continue
 		}
 		if err != nil {
-			return "", &os.PathError{Op: "read", Path: p, Err: err}
+			return &os.PathError{Op: "read", Path: p, Err: err}
 		}
-		if m == 0 {
-			return strings.TrimRight(string((*buf)[:n]), "\n"), nil
+		if n += m; m == 0 || n < surely {
+			f((*buf)[:n])
+			return nil
 		}
-		n += m
 	}
 	// Larger than any buffer worth keeping: cgroup.procs of a fork bomb.
 	b, err := os.ReadFile(p)
-	return strings.TrimRight(string(b), "\n"), err
+	if err == nil {
+		f(b)
+	}
+	return err
 }
 
 func open(p string, flags int) (int, error) {

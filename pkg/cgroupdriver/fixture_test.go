@@ -39,6 +39,7 @@ func (f *fixture) Update(ctx context.Context, p string, r *specs.LinuxResources)
 	return f.under.Update(ctx, p, r)
 }
 func (f *fixture) Stats(p string) (*Stats, error)             { return f.under.Stats(p) }
+func (f *fixture) Usage(p string) (*Stats, error)             { return f.under.Usage(p) }
 func (f *fixture) Kill(ctx context.Context, p string) error   { return f.under.Kill(ctx, p) }
 func (f *fixture) Delete(ctx context.Context, p string) error { return f.under.Delete(ctx, p) }
 

@@ -116,13 +116,19 @@ func memoryStatsV1(dir string, s *Stats) error {
 	if ok, err := optional(err); !ok {
 		return err
 	}
-	s.Swap = &SwapStats{Usage: kv["total_swap"]}
-	if both < unlimited && m.Limit > 0 && both >= m.Limit {
-		limit := both - m.Limit
-		free := limit - min(limit, s.Swap.Usage)
-		s.Swap.Available = &free
-	}
+	s.Swap = swapV1(kv["total_swap"], both, m.Limit)
 	return nil
+}
+
+// swapV1 tells what is left of a limit of memory and swap together.
+func swapV1(usage, both, memory uint64) *SwapStats {
+	s := &SwapStats{Usage: usage}
+	if both < unlimited && memory > 0 && both >= memory {
+		limit := both - memory
+		free := limit - min(limit, usage)
+		s.Available = &free
+	}
+	return s
 }
 
 // pidsStats: the files are the same on v1 and v2. The root has none.

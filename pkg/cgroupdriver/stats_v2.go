@@ -61,20 +61,26 @@ func memoryStatsV2(dir string, s *Stats) error {
 	m.FailCount = m.EventsMax
 	m.workingSet(kv["inactive_file"])
 	s.Memory = m
-	swap, _, err := number(dir, "memory.swap.current")
+	s.Swap, err = swapV2(dir)
+	return err
+}
+
+// swapV2 is nil where swap is not accounted for.
+func swapV2(dir string) (*SwapStats, error) {
+	usage, _, err := number(dir, "memory.swap.current")
 	if ok, err := optional(err); !ok {
-		return err
+		return nil, err
 	}
-	s.Swap = &SwapStats{Usage: swap}
+	s := &SwapStats{Usage: usage}
 	limit, limited, err := number(dir, "memory.swap.max")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if limited {
-		free := limit - min(limit, swap)
-		s.Swap.Available = &free
+		free := limit - min(limit, usage)
+		s.Available = &free
 	}
-	return nil
+	return s, nil
 }
 
 // ioStatsV2 reads lines of "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".

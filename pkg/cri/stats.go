@@ -44,8 +44,10 @@ func (s *Server) eachContainerStats(ctx context.Context, f *runtimeapi.Container
 			}
 		}
 		s.containers.MeasureLayers(ctx, list...)
-		for _, ctr := range list {
+		for stats := range measured(list, func(ctr *runtime.Container) *runtimeapi.ContainerStats {
 			stats, _ := s.containers.Stats(ctr)
+			return stats
+		}) {
 			if ctx.Err() != nil || !yield(stats) {
 				return
 			}
@@ -86,8 +88,10 @@ func (s *Server) eachPodStats(ctx context.Context, f *runtimeapi.PodSandboxStats
 			}
 		}
 		s.containers.MeasureLayers(ctx, all...)
-		for _, sb := range pods {
-			if ctx.Err() != nil || !yield(s.podStats(sb, running[sb.ID])) {
+		for stats := range measured(pods, func(sb *sandbox.Sandbox) *runtimeapi.PodSandboxStats {
+			return s.podStats(sb, running[sb.ID])
+		}) {
+			if ctx.Err() != nil || !yield(stats) {
 				return
 			}
 		}
@@ -129,10 +133,10 @@ func (s *Server) podStats(sb *sandbox.Sandbox, running []*runtime.Container) *ru
 	}
 	var whole *cgroupdriver.Stats
 	if sb.CgroupParent != "" {
-		whole, _ = s.cgroups.Stats(sb.CgroupParent)
+		whole, _ = s.cgroups.Usage(sb.CgroupParent)
 	}
 	if whole == nil {
-		if read, err := s.cgroups.Stats(sb.CgroupPath); err == nil {
+		if read, err := s.cgroups.Usage(sb.CgroupPath); err == nil {
 			parts = append(parts, read)
 		}
 		whole = sum(parts)

@@ -21,7 +21,7 @@ func (c *Containers) Stats(ctr *Container) (*runtimeapi.ContainerStats, *cgroupd
 	if ctr.State != Running && ctr.State != Created {
 		return s, nil
 	}
-	st, err := c.cfg.Cgroups.Stats(ctr.CgroupPath)
+	st, err := c.cfg.Cgroups.Usage(ctr.CgroupPath)
 	if err != nil {
 		return s, nil // it has ended this moment
 	}
