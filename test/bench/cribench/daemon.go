@@ -26,6 +26,7 @@ import (
 const (
 	registryAddress = testnode.RegistryAddress
 	image           = "registry.k8s.io/" + images.Busybox
+	pauseImage      = "registry.k8s.io/pause:bench"
 )
 
 // serve is the registry: the test images, and a sandbox image that holds what Kubernetes' does.

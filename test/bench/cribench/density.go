@@ -112,26 +112,13 @@ func listing(ctx context.Context, d *daemon, s size, r *result) error {
 	if d.slow {
 		marks = s.ListsPeers
 	}
-	const each10 = 10
-	have := 0
 	for _, mark := range marks {
-		n := (mark - have) / each10
-		first := d.pods
-		d.pods += n
-		err := each(n, 4, func(i int) error {
-			p, err := d.sandbox(ctx, first+i+1, nil)
-			for c := 0; c < each10 && err == nil; c++ {
-				_, err = d.add(ctx, p, fmt.Sprintf("c%d", c), limits{}, nil)
-			}
-			return err
-		})
-		if err != nil {
+		if err := d.fill(ctx, mark); err != nil {
 			return err
 		}
-		have += n * each10
-		settle(ctx, 2*time.Second)
-		l := lists{Containers: have}
-		err = d.listAll(ctx, have, &l)
+		settle(ctx, rest)
+		l := lists{Containers: mark}
+		err := d.listAll(ctx, mark, &l)
 		r.Lists = append(r.Lists, l)
 		if err != nil {
 			return err
@@ -162,11 +149,11 @@ func (d *daemon) listAll(ctx context.Context, want int, l *lists) error {
 			_, err := d.rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 			return err
 		}},
-		{"ListContainerStats", 20, func(ctx context.Context) error {
+		{"ListContainerStats", 100, func(ctx context.Context) error {
 			x, err := d.rt.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
 			return complete(len(x.GetStats()), err)
 		}},
-		{"ListPodSandboxStats", 20, func(ctx context.Context) error {
+		{"ListPodSandboxStats", 50, func(ctx context.Context) error {
 			_, err := d.rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
 			return err
 		}},

@@ -39,26 +39,31 @@ type options struct {
 
 // size is how much is measured.
 type size struct {
-	Passes     int   `json:"passes"`
-	Cycles     int   `json:"cycles"`       // pods one after the other, in each pass
-	Workers    []int `json:"workers"`      // pods in parallel
-	PerWorker  int   `json:"per_worker"`   // pods that each worker starts and removes
-	Grow       []int `json:"grow"`         // pods at which memory is measured; the last is where growth ends
-	GrowPeers  []int `json:"grow_peers"`   // the same for runtimes that take long
-	Lists      []int `json:"lists"`        // containers that are listed
-	ListsPeers []int `json:"lists_peers"`  // the same for runtimes that take long
-	ProbeSecs  int   `json:"probe_s"`      // seconds of exec probes
-	LogMB      int   `json:"log_mb"`       // MB that a container writes
-	Restarts   []int `json:"restart_pods"` // pods that run while the runtime is restarted
+	Passes        int   `json:"passes"`
+	Cycles        int   `json:"cycles"`        // pods one after the other, in each pass
+	Workers       []int `json:"workers"`       // pods in parallel
+	PerWorker     int   `json:"per_worker"`    // pods that each worker starts and removes
+	Grow          []int `json:"grow"`          // pods at which memory is measured; the last is where growth ends
+	GrowPeers     []int `json:"grow_peers"`    // the same for runtimes that take long
+	Lists         []int `json:"lists"`         // containers that are listed
+	ListsPeers    []int `json:"lists_peers"`   // the same for runtimes that take long
+	Idle          int   `json:"idle"`          // containers while nothing happens
+	IdleSecs      int   `json:"idle_s"`        // for so many seconds
+	ProbeSecs     int   `json:"probe_s"`       // seconds of exec probes
+	LogMB         int   `json:"log_mb"`        // MB that a container writes
+	Restarts      []int `json:"restart_pods"`  // pods that run while the runtime is restarted
+	RestartsPeers []int `json:"restart_peers"` // the same for runtimes that take long
 }
 
-var full = size{Passes: 4, Cycles: 15, Workers: []int{1, 2, 4, 8, 16}, PerWorker: 5, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 50, 200},
-	Lists: []int{50, 500, 1000}, ListsPeers: []int{50, 200}, ProbeSecs: 10, LogMB: 512, Restarts: []int{0, 100}}
+var full = size{Passes: 3, Cycles: 15, Workers: []int{1, 4, 8, 16}, PerWorker: 4, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 100},
+	Lists: []int{50, 500, 1000}, ListsPeers: []int{100}, Idle: 1000, IdleSecs: 60, ProbeSecs: 10, LogMB: 512,
+	Restarts: []int{0, 100, 500}, RestartsPeers: []int{0, 50}}
 
 var quick = size{Passes: 2, Cycles: 4, Workers: []int{1, 8}, PerWorker: 2, Grow: []int{10, 50}, GrowPeers: []int{10},
-	Lists: []int{50, 200}, ListsPeers: []int{20}, ProbeSecs: 2, LogMB: 128, Restarts: []int{0, 10}}
+	Lists: []int{50, 200}, ListsPeers: []int{20}, Idle: 100, IdleSecs: 10, ProbeSecs: 2, LogMB: 128,
+	Restarts: []int{0, 10}, RestartsPeers: []int{0, 10}}
 
-var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "probes", "logs", "restart", "syscalls", "floor"}
+var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle", "probes", "logs", "restart", "syscalls", "spans", "floor"}
 
 func main() {
 	var o options

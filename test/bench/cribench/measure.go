@@ -30,10 +30,12 @@ var phases = []phase{
 	{"parallel", true, parallelism},
 	{"grow", false, grow},
 	{"lists", false, listing},
+	{"idle", false, idling},
 	{"probes", false, probing},
 	{"logs", false, logging},
 	{"restart", false, restarting},
 	{"syscalls", false, syscalls},
+	{"spans", true, spans},
 }
 
 func measure(ctx context.Context, o options) (*results, error) {

@@ -225,8 +225,11 @@ type restart struct {
 }
 
 func restarting(ctx context.Context, d *daemon, s size, r *result) error {
-	have := 0
-	for _, n := range s.Restarts {
+	have, marks := 0, s.Restarts
+	if d.slow {
+		marks = s.RestartsPeers
+	}
+	for _, n := range marks {
 		first := d.pods
 		d.pods += n - have
 		if err := each(n-have, 4, func(i int) error { _, err := d.begin(ctx, first+i+1, limits{}, nil); return err }); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +25,10 @@ const callTimeout = 2 * time.Minute
 
 // limits say what a pod's containers get.
 type limits struct {
-	cpu bool     // a tenth of a CPU
-	cmd []string // nil: waits, and ends at SIGTERM
-	log string   // name of the log
+	cpu   bool     // a tenth of a CPU
+	cmd   []string // nil: waits, and ends at SIGTERM
+	image string   // "": busybox
+	log   string   // name of the log
 }
 
 // pod is one pod with one container.
@@ -68,6 +70,7 @@ func containerConfig(name string, l limits) *cri.ContainerConfig {
 	if l.cmd == nil {
 		l.cmd = []string{"sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"}
 	}
+	l.image = cmp.Or(l.image, image)
 	if l.log == "" {
 		l.log = name + ".log"
 	}
@@ -76,7 +79,7 @@ func containerConfig(name string, l limits) *cri.ContainerConfig {
 		r.CpuPeriod, r.CpuQuota = 100_000, 10_000
 	}
 	return &cri.ContainerConfig{
-		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: image, UserSpecifiedImage: image},
+		Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: l.image, UserSpecifiedImage: l.image},
 		Command: l.cmd, LogPath: l.log,
 		Linux: &cri.LinuxContainerConfig{Resources: r, SecurityContext: &cri.LinuxContainerSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}, Seccomp: defaultSeccomp()}}}
@@ -212,15 +215,18 @@ func (d *daemon) clean(ctx context.Context) error {
 	return errors.Join(os.RemoveAll(logs), os.Mkdir(logs, 0o755))
 }
 
-// warm pulls the image and takes a few pods through their life, so that what is made once and kept is there.
+// warm pulls the images and takes a few pods through their life, so that what is made once and kept is there.
 func (d *daemon) warm(ctx context.Context) error {
-	s, err := d.img.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: image}})
-	if err != nil {
-		return err
-	}
-	if s.GetImage() == nil {
-		if _, err := d.img.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}}); err != nil {
-			return fmt.Errorf("pull: %w", err)
+	for _, name := range []string{image, pauseImage} {
+		spec := &cri.ImageSpec{Image: name}
+		s, err := d.img.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec})
+		if err != nil {
+			return err
+		}
+		if s.GetImage() == nil {
+			if _, err := d.img.PullImage(ctx, &cri.PullImageRequest{Image: spec}); err != nil {
+				return fmt.Errorf("pull %s: %w", name, err)
+			}
 		}
 	}
 	for range 2 {

@@ -36,17 +36,20 @@ type result struct {
 	Network string `json:"network"`
 	Sync    string `json:"sync"`
 
-	Calls    map[string]*samples `json:"calls,omitempty"`     // by call; "pod start" and "pod end" are sums
-	CPU      map[string]*samples `json:"calls_cpu,omitempty"` // the same, CPU
-	Parallel []parallel          `json:"parallel,omitempty"`
-	Growth   []growth            `json:"growth,omitempty"`
-	Memory   []memory            `json:"memory,omitempty"`
-	Lists    []lists             `json:"lists,omitempty"`
-	Probes   *probes             `json:"probes,omitempty"`
-	Logs     *logs               `json:"logs,omitempty"`
-	Restarts []restart           `json:"restarts,omitempty"`
-	Syscalls map[string]float64  `json:"syscalls,omitempty"` // per pod life
-	Errors   []string            `json:"errors,omitempty"`   // phases that failed
+	Calls     map[string]*samples `json:"calls,omitempty"`     // by call; "pod start" and "pod end" are sums
+	CPU       map[string]*samples `json:"calls_cpu,omitempty"` // the same, CPU
+	Parallel  []parallel          `json:"parallel,omitempty"`
+	Growth    []growth            `json:"growth,omitempty"`
+	Memory    []memory            `json:"memory,omitempty"`
+	Lists     []lists             `json:"lists,omitempty"`
+	Probes    *probes             `json:"probes,omitempty"`
+	Logs      *logs               `json:"logs,omitempty"`
+	Restarts  []restart           `json:"restarts,omitempty"`
+	Syscalls  map[string]float64  `json:"syscalls,omitempty"` // per pod life
+	Idle      *idle               `json:"idle,omitempty"`
+	Spans     map[string]*samples `json:"spans,omitempty"`      // stages of calls, cri-server's
+	SpanOrder []string            `json:"span_order,omitempty"` // the stages in their order
+	Errors    []string            `json:"errors,omitempty"`     // phases that failed
 }
 
 // samples are single measurements.

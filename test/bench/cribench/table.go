@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -86,6 +87,7 @@ func grids(r *results) []grid {
 	add("As pods get more", densityRows(r, of)...)
 	add("Lists", listRows(r, of)...)
 	add("More", moreRows(of)...)
+	add("Where a pod's start goes", spanRows(r, of)...)
 	return all
 }
 
@@ -149,6 +151,22 @@ func densityRows(r *results, of ofTargets) []row {
 	return rows
 }
 
+// spanRows are the stages that cri-server tells, in the order of the first target that tells any.
+func spanRows(r *results, of ofTargets) []row {
+	var rows []row
+	seen := map[string]bool{}
+	for _, t := range r.Targets {
+		for _, name := range t.SpanOrder {
+			if seen[name] {
+				continue
+			}
+			seen[name] = true
+			rows = append(rows, of(name, "ms, p50 / p95 / p99", func(t *result) string { return three(t.Spans[name]) }))
+		}
+	}
+	return rows
+}
+
 func listRows(r *results, of ofTargets) []row {
 	var rows []row
 	var marks []int
@@ -202,8 +220,19 @@ func moreRows(of ofTargets) []row {
 		of("log of a container", "MB/s", log(func(l *logs) float64 { return l.MBPerS })),
 		of("log of a container: CPU", "s per GB", log(func(l *logs) float64 { return l.CPUPerGB })),
 	}
+	for _, what := range []string{"daemon", "monitor"} {
+		rows = append(rows, of("idle with many containers: "+what, "% of a core", func(t *result) string {
+			switch {
+			case t.Idle == nil:
+				return "–"
+			case what == "daemon":
+				return figure(t.Idle.Daemon)
+			}
+			return figure(t.Idle.Monitor)
+		}))
+	}
 	pods := map[int]bool{}
-	for _, n := range append(append([]int{}, full.Restarts...), quick.Restarts...) {
+	for _, n := range slices.Concat(full.Restarts, full.RestartsPeers, quick.Restarts) {
 		if pods[n] {
 			continue
 		}
