@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -49,19 +50,16 @@ func (d *daemon) processTimes() (t [2]time.Duration) {
 	return t
 }
 
-// processTime is the CPU time of a process: schedstat's first number of each thread, in ns (proc_pid_schedstat is of the first
-// thread only); stat counts in ticks of 10 ms.
-func processTime(pid int) (sum time.Duration) {
-	dir := fmt.Sprintf("/proc/%d/task", pid)
-	threads, _ := os.ReadDir(dir)
-	for _, t := range threads {
-		b, _ := os.ReadFile(dir + "/" + t.Name() + "/schedstat")
-		if f := strings.Fields(string(b)); len(f) > 0 {
-			n, _ := strconv.ParseInt(f[0], 10, 64)
-			sum += time.Duration(n)
-		}
+// processTime is the CPU time of a process with its threads: utime and stime of proc_pid_stat(5), in ticks of 10 ms.
+func processTime(pid int) time.Duration {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // comm may hold anything
+	if len(f) < 13 {
+		return 0
 	}
-	return sum
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // podSize is how many containers a pod has where many are wanted.
