@@ -107,18 +107,6 @@ func (d *systemd) Stats(p string) (*Stats, error) {
 	return s, err
 }
 
-// Usage takes a pod's slice too, in either form.
-func (d *systemd) Usage(p string) (*Stats, error) {
-	if slice, err := slicePath(p); err == nil {
-		p = slice
-	}
-	s, err := d.cgroupfs.Usage(p)
-	if _, _, ok := scopeOf(p); ok && err == nil && d.v2 && s.Pids != nil {
-		s.Pids.Current -= min(s.Pids.Current, 1) // the placeholder
-	}
-	return s, err
-}
-
 // scopeOf splits a path that Path made.
 func scopeOf(p string) (slice, scope string, ok bool) {
 	slice, scope = path.Base(path.Dir(p)), path.Base(p)

@@ -35,6 +35,18 @@ func (d *cgroupfs) Usage(path string) (*Stats, error) {
 	return s, nil
 }
 
+// Usage takes a pod's slice too, in either form.
+func (d *systemd) Usage(p string) (*Stats, error) {
+	if slice, err := slicePath(p); err == nil {
+		p = slice
+	}
+	s, err := d.cgroupfs.Usage(p)
+	if _, _, ok := scopeOf(p); ok && err == nil && d.v2 && s.Pids != nil {
+		s.Pids.Current -= min(s.Pids.Current, 1) // the placeholder
+	}
+	return s, err
+}
+
 func (d *cgroupfs) usageV1(path string, s *Stats) error {
 	found, missing := "", false
 	for _, c := range []struct {
