@@ -222,24 +222,11 @@ func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
 	}
 }
 
-// inheritCpuset fills what is empty, upwards first: a parent may have been made this moment by another Create that has
-// not come to fill it yet, and an empty one is of no use to its maker either.
+// inheritCpuset fills a new directory, and what is empty above: a parent may have been made this moment by another Create
+// that has not come to fill it yet, and an empty one is of no use to its maker either.
 func inheritCpuset(dir, root string) error {
 	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-		own, err := read(dir, f)
-		if err != nil {
-			return err
-		}
-		if own != "" {
-			continue
-		}
-		if dir == root {
-			return fmt.Errorf("%s of %s is empty, so nothing can run below it: %w", f, dir, errdefs.ErrFailedPrecondition)
-		}
-		if err := inheritCpuset(filepath.Dir(dir), root); err != nil {
-			return err
-		}
-		parent, err := read(filepath.Dir(dir), f)
+		parent, err := filledCpuset(filepath.Dir(dir), root, f)
 		if err != nil {
 			return err
 		}
@@ -248,6 +235,21 @@ func inheritCpuset(dir, root string) error {
 		}
 	}
 	return nil
+}
+
+// filledCpuset returns the file of dir, filled from above if it was empty.
+func filledCpuset(dir, root, file string) (string, error) {
+	own, err := read(dir, file)
+	if err != nil || own != "" {
+		return own, err
+	}
+	if dir == root {
+		return "", fmt.Errorf("%s of %s is empty, so nothing can run below it: %w", file, dir, errdefs.ErrFailedPrecondition)
+	}
+	if own, err = filledCpuset(filepath.Dir(dir), root, file); err != nil {
+		return "", err
+	}
+	return own, write(dir, file, own)
 }
 
 func (d *cgroupfs) Load(path string) (*engine.Cgroup, error) {

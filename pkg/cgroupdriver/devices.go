@@ -16,7 +16,9 @@ import (
 
 // deviceRule checks a rule. An empty type means all, a missing number any.
 func deviceRule(r specs.LinuxDeviceCgroup) (*devices.Rule, error) {
-	bad := fmt.Errorf("device rule %+v: %w", r, errdefs.ErrInvalidArgument)
+	bad := func() (*devices.Rule, error) {
+		return nil, fmt.Errorf("device rule %+v: %w", r, errdefs.ErrInvalidArgument)
+	}
 	out := &devices.Rule{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard,
 		Permissions: devices.Permissions(r.Access), Allow: r.Allow}
 	switch r.Type {
@@ -24,10 +26,10 @@ func deviceRule(r specs.LinuxDeviceCgroup) (*devices.Rule, error) {
 	case "c", "b":
 		out.Type = devices.Type(r.Type[0])
 	default:
-		return nil, bad
+		return bad()
 	}
 	if strings.Trim(r.Access, "rwm") != "" {
-		return nil, bad
+		return bad()
 	}
 	if r.Access == "" {
 		out.Permissions = "rwm"
@@ -38,7 +40,7 @@ func deviceRule(r specs.LinuxDeviceCgroup) (*devices.Rule, error) {
 	}{{r.Major, &out.Major}, {r.Minor, &out.Minor}} {
 		if n.from != nil {
 			if *n.from < -1 {
-				return nil, bad
+				return bad()
 			}
 			*n.to = *n.from
 		}

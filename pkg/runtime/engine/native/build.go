@@ -33,7 +33,8 @@ type builder struct {
 	mounts  []*mountPoint
 	cgroups []cgroupDir // clones of the cgroup's directories, for a cgroup mount
 
-	nullClone     int // of the host's null device; -1 when used
+	nullClone     int // of the host's null device; -1: none
+	emptyClone    int // of an empty, read-only file system; -1: none
 	root          int // the root file system, detached and then attached; -1 before
 	userNS        *os.File
 	helpers       map[string]*os.File // user namespaces of id-mapped mounts, by their mapping
@@ -110,6 +111,7 @@ func (b *builder) close() {
 		b.userNS.Close()
 	}
 	closeFD(b.nullClone)
+	closeFD(b.emptyClone)
 	closeFD(b.root)
 }
 

@@ -71,39 +71,34 @@ func (b *builder) cgroup(m *mountPoint) error {
 		return err
 	}
 	for i := range b.cgroups {
-		if err := b.hierarchy(m, top, &b.cgroups[i]); err != nil {
+		if err := b.hierarchy(top, &b.cgroups[i]); err != nil {
 			return err
 		}
 	}
-	if err := m.attrs.apply(top, false); err != nil {
-		return err
+	// Nothing else is mounted below.
+	attrs := unix.MountAttr{Attr_set: m.attrs.set, Attr_clr: m.attrs.clear, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(top, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attrs); err != nil {
+		return fmt.Errorf("attributes: %w", err)
 	}
-	return m.finish(top)
+	if err := m.recursive.apply(top, true); err != nil {
+		return fmt.Errorf("recursive attributes: %w", err)
+	}
+	return m.propagate(top)
 }
 
-func (b *builder) hierarchy(m *mountPoint, top int, c *cgroupDir) error {
+func (b *builder) hierarchy(top int, c *cgroupDir) error {
 	if c.fd < 0 {
 		return invalid("a second cgroup mount")
 	}
 	if err := unix.Mkdirat(top, c.name, 0o755); err != nil {
 		return err
 	}
-	t, err := unix.Openat(top, c.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(t)
 	fd := c.fd
 	c.fd = -1
 	defer unix.Close(fd)
-	if err := propagate(fd, propagation{unix.MS_PRIVATE, false}); err != nil {
-		return err
-	}
-	if err := m.attrs.apply(fd, false); err != nil {
-		return err
-	}
-	if err := attach(fd, t); err != nil {
-		return err
+	// Nobody else has come to top yet.
+	if err := unix.MoveMount(fd, "", top, c.name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach: %w", err)
 	}
 	if !strings.Contains(c.name, ",") {
 		return nil

@@ -138,7 +138,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 	if err := makeBundle(config.Dir, spec); err != nil {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
-	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, ns: ns, root: -1, nullClone: -1}
+	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, ns: ns, root: -1, nullClone: -1, emptyClone: -1}
 	if err := e.threads.run(b.build, b.leave); err != nil {
 		if b.stub != nil {
 			b.stub.kill()

@@ -46,7 +46,7 @@ func (b *builder) devices() error {
 	}
 	for _, d := range defaultDevices {
 		if !spec[d.Path] {
-			if err := b.device(d); err != nil {
+			if err := b.deviceIn(fd, d); err != nil {
 				return err
 			}
 		}
@@ -88,6 +88,19 @@ var deviceKind = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": un
 
 // device makes one node with exactly the mode and owner asked for.
 func (b *builder) device(d specs.LinuxDevice) error {
+	parent, err := ensure(b.root, path.Dir(path.Clean("/"+d.Path)), true)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.Path, classify(err))
+	}
+	defer unix.Close(parent)
+	if fs := fsMagic(parent); fs == unix.PROC_SUPER_MAGIC || fs == unix.SYSFS_MAGIC {
+		return invalid("%s is inside of proc or sysfs", d.Path)
+	}
+	return b.deviceIn(parent, d)
+}
+
+// deviceIn makes a node in its directory.
+func (b *builder) deviceIn(parent int, d specs.LinuxDevice) error {
 	kind, ok := deviceKind[d.Type]
 	if !ok {
 		return invalid("%s: unknown type %q", d.Path, d.Type)
@@ -111,14 +124,6 @@ func (b *builder) device(d specs.LinuxDevice) error {
 		return fmt.Errorf("%s: %w", d.Path, err)
 	}
 	p := path.Clean("/" + d.Path)
-	parent, err := ensure(b.root, path.Dir(p), true)
-	if err != nil {
-		return fmt.Errorf("%s: %w", d.Path, classify(err))
-	}
-	defer unix.Close(parent)
-	if isFS(parent, unix.PROC_SUPER_MAGIC) || isFS(parent, unix.SYSFS_MAGIC) {
-		return invalid("%s is inside of proc or sysfs", d.Path)
-	}
 	rdev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	err = b.node(parent, path.Base(p), kind, mode, rdev)
 	switch {

@@ -61,9 +61,15 @@ func fsMessage(fs int) string {
 	return " (" + strings.TrimSpace(string(buf[:n])) + ")"
 }
 
-func isFS(fd int, magic int64) bool {
+func isFS(fd int, magic int64) bool { return fsMagic(fd) == magic }
+
+// fsMagic is the type of the file system that fd is on, as statfs(2) has it; 0 if that can't be told.
+func fsMagic(fd int) int64 {
 	var st unix.Statfs_t
-	return unix.Fstatfs(fd, &st) == nil && int64(st.Type) == magic
+	if unix.Fstatfs(fd, &st) != nil {
+		return 0
+	}
+	return int64(st.Type)
 }
 
 // isDevice reports whether fd is the device node of the given kind (S_IFCHR, S_IFBLK) and number.
@@ -99,6 +105,7 @@ func readAt(dir *os.File, path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 1<<20))
 }
 
+// writeAt writes to a file of proc, which takes the whole value at once.
 func writeAt(dir *os.File, path, value string) error {
 	f, err := openAt(dir, path, unix.O_WRONLY)
 	if err != nil {

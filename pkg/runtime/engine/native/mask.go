@@ -12,12 +12,7 @@ import (
 // mask hides each masked path: a file behind the null device, a directory behind an empty tmpfs. Links are followed as
 // the container would follow them; what is not there needs no mask.
 func (b *builder) mask() error {
-	file, dir := b.null(), -1
-	defer func() { closeFD(file); closeFD(dir) }()
-	if file < 0 && len(b.spec.Linux.MaskedPaths) > 0 {
-		return errors.New("no clone of the null device")
-	}
-	fileUsed, dirUsed := false, false
+	file, dir := masker{fd: b.nullClone}, masker{fd: b.emptyClone}
 	for _, p := range b.spec.Linux.MaskedPaths {
 		t, err := inRoot(b.root, p, unix.O_PATH, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -26,15 +21,9 @@ func (b *builder) mask() error {
 		if err == nil {
 			var isdir bool
 			if isdir, err = isDir(t); err == nil && isdir {
-				if dir < 0 {
-					attrs := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
-					dir, err = newFS("tmpfs", []option{{"source", "tmpfs"}, {"mode", "755"}, {"nr_inodes", "2"}, {"nr_blocks", "1"}}, attrs)
-				}
-				if err == nil {
-					err = cover(dir, t, &dirUsed)
-				}
+				err = dir.cover(t)
 			} else if err == nil {
-				err = cover(file, t, &fileUsed)
+				err = file.cover(t)
 			}
 			unix.Close(t)
 		}
@@ -45,13 +34,19 @@ func (b *builder) mask() error {
 	return nil
 }
 
-// cover attaches the mount m at t the first time, and clones of it after that.
-func cover(m, t int, used *bool) error {
-	if !*used {
-		*used = true
-		return attach(m, t)
+// masker is a mount that hides others.
+type masker struct {
+	fd   int
+	used bool
+}
+
+// cover attaches the mount at t the first time, and clones of it after that.
+func (m *masker) cover(t int) error {
+	if !m.used {
+		m.used = true
+		return attach(m.fd, t)
 	}
-	c, err := cloneMount(m, false)
+	c, err := cloneMount(m.fd, false)
 	if err != nil {
 		return err
 	}
@@ -62,13 +57,6 @@ func cover(m, t int, used *bool) error {
 // deviceOnly makes the mount of a host's device fit for a container: the device works, but its inode, which is the host's,
 // can't be given another mode, owner or time.
 var deviceOnly = attrChange{set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
-
-// null hands over the clone of the host's null device that openSources made.
-func (b *builder) null() int {
-	fd := b.nullClone
-	b.nullClone = -1
-	return fd
-}
 
 // readOnly makes each read-only path, with everything mounted below it, read-only through a clone of itself.
 func (b *builder) readOnly() error {

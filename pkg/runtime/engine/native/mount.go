@@ -28,6 +28,12 @@ func (b *builder) openSources() (err error) {
 		if err = deviceOnly.apply(b.nullClone, false); err != nil {
 			return fmt.Errorf("the null device: %w", err)
 		}
+		if b.emptyClone, err = cloneMount(int(b.engine.empty.Fd()), false); err != nil {
+			// Before Linux 6.15 there were no clones of what is not attached.
+			if b.emptyClone, err = newEmpty(); err != nil {
+				return fmt.Errorf("masked paths: %w", err)
+			}
+		}
 	}
 	for _, m := range b.spec.Mounts {
 		o, err := parseOptions(m.Type, m.Options)
@@ -290,13 +296,15 @@ func (b *builder) target(dest string, dir bool, mount int) (int, error) {
 	if dest == "/" {
 		return -1, invalid("a mount over the root")
 	}
-	t, err := ensure(b.root, dest, dir)
-	if err == nil && (isFS(mount, unix.PROC_SUPER_MAGIC) || isFS(mount, unix.SYSFS_MAGIC) || dest == "/proc" || dest == "/sys" || dest == "/dev") {
-		// An image must not lead proc, sysfs or /dev elsewhere by a link, where masked paths would miss them.
-		unix.Close(t)
-		if t, err = inRoot(b.root, dest, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS); errors.Is(err, unix.ELOOP) {
-			return -1, fmt.Errorf("the image has a symbolic link there: %w", errdefs.ErrPermissionDenied)
-		}
+	magic := fsMagic(mount)
+	plain := magic == unix.PROC_SUPER_MAGIC || magic == unix.SYSFS_MAGIC || dest == "/proc" || dest == "/sys" || dest == "/dev"
+	open := ensure
+	if plain { // an image must not lead proc, sysfs or /dev elsewhere by a link, where masked paths would miss them
+		open = ensurePlain
+	}
+	t, err := open(b.root, dest, dir)
+	if errors.Is(err, unix.ELOOP) && plain {
+		return -1, fmt.Errorf("the image has a symbolic link there: %w", errdefs.ErrPermissionDenied)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("mount point: %w", classify(err))
@@ -305,11 +313,12 @@ func (b *builder) target(dest string, dir bool, mount int) (int, error) {
 		unix.Close(t)
 		return -1, fmt.Errorf("mount point: %w", errors.Join(err, invalid("a directory and a file can't be mounted over each other")))
 	}
-	if isFS(t, unix.PROC_SUPER_MAGIC) && !overProc[dest] && !(dest == "/proc" && isFS(mount, unix.PROC_SUPER_MAGIC)) {
+	isProc := magic == unix.PROC_SUPER_MAGIC
+	if fsMagic(t) == unix.PROC_SUPER_MAGIC && !overProc[dest] && !(dest == "/proc" && isProc) {
 		unix.Close(t)
 		return -1, fmt.Errorf("the mount point is inside of proc: %w", errdefs.ErrPermissionDenied)
 	}
-	if dest == "/proc" && !isFS(mount, unix.PROC_SUPER_MAGIC) {
+	if dest == "/proc" && !isProc {
 		unix.Close(t)
 		return -1, fmt.Errorf("something else than a procfs on /proc: %w", errdefs.ErrPermissionDenied)
 	}

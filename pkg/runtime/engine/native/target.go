@@ -30,6 +30,19 @@ func ensure(root int, p string, dir bool) (int, error) {
 	return ensureLinks(root, p, dir, maxLinks)
 }
 
+// ensurePlain is ensure for a path that must not lead over any link: ELOOP where it does.
+func ensurePlain(root int, p string, dir bool) (int, error) {
+	fd, err := inRoot(root, p, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	if fd, err = ensure(root, p, dir); err != nil {
+		return -1, err
+	}
+	unix.Close(fd)
+	return inRoot(root, p, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
+}
+
 func ensureLinks(root int, p string, dir bool, links int) (int, error) {
 	fd, err := inRoot(root, p, unix.O_PATH, 0)
 	if err == nil || !errors.Is(err, unix.ENOENT) {
