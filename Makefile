@@ -60,7 +60,7 @@ critest-tools: tools bin/crictl $(CACHE)/critest $(if $(PARALLEL),bin/ginkgo)
 	  LC_ALL=C sed "s/$(TESTDIGEST)/$${digest#sha256:}/g" $(CACHE)/critest > bin/critest.new
 	chmod +x bin/critest.new && mv bin/critest.new bin/critest
 
-test: build tools bin/crictl
+test: build faults tools bin/crictl
 	@hack/test
 
 critest: build critest-tools

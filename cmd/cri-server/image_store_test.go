@@ -61,7 +61,7 @@ func serveStore(t *testing.T) (root string, at []string) {
 	}
 	g := grpc.NewServer()
 	runtimeapi.RegisterImageServiceServer(g, storeCRI{store: store})
-	h := &http.Server{Handler: admin.Handler(store, nil, slog.New(slog.DiscardHandler))}
+	h := &http.Server{Handler: admin.Handler(store, nil, nil, slog.New(slog.DiscardHandler))}
 	cri, adm := listen("s"), listen(adminSocket)
 	done := make(chan struct{}, 2)
 	go func() { _ = g.Serve(cri); done <- struct{}{} }()

@@ -63,7 +63,7 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServe(), newVersion(), newConfig(), newDoctor(), newStatus(), newInspect(), newImage(), newRegistry())
+	root.AddCommand(newServe(), newVersion(), newConfig(), newDoctor(), newStatus(), newInspect(), newImage(), newRegistry(), newGC())
 	return root
 }
 

@@ -15,6 +15,7 @@
 //	GET  /operations                → [operation.Timeline]
 //	GET  /process                   → Process
 //	GET  /debug/pprof/…             → profiles of cri-server, for `go tool pprof` (net/http/pprof)
+//	POST /gc                        {"dry_run": …} → Collected
 package admin
 
 import (
@@ -77,9 +78,32 @@ const errorTrailer = "Cri-Error"
 // maxRequest bounds what is no archive.
 const maxRequest = 64 << 10
 
-// Handler serves the API. operations may be nil.
-func Handler(images Images, operations func() []operation.Timeline, log *slog.Logger) http.Handler {
-	s := &server{images, operations, log}
+// Garbage is something on the node that no record of a pod, container or image stands for.
+type Garbage struct {
+	Kind string `json:"kind"` // processes, cgroup, snapshot, files, mounts, attachment, address, nftables, netns, layer, blob
+	Name string `json:"name"`
+	Why  string `json:"why"`
+	// Error says why it could not be taken down.
+	Error string `json:"error,omitempty"`
+}
+
+// Collected is what was found, or with a dry run would be taken down.
+type Collected struct {
+	Garbage []Garbage `json:"garbage"`
+	// Error is about what could not be looked at.
+	Error string `json:"error,omitempty"`
+}
+
+type gcRequest struct {
+	DryRun bool `json:"dry_run"`
+}
+
+// Collect finds what no record stands for and, unless dry, takes it down.
+type Collect func(ctx context.Context, dry bool) ([]Garbage, error)
+
+// Handler serves the API. operations and collect may be nil.
+func Handler(images Images, operations func() []operation.Timeline, collect Collect, log *slog.Logger) http.Handler {
+	s := &server{images, operations, collect, log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /images/import", s.importImages)
 	mux.HandleFunc("GET /images/export", s.export)
@@ -96,12 +120,14 @@ func Handler(images Images, operations func() []operation.Timeline, log *slog.Lo
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("POST /gc", s.collectGarbage)
 	return mux
 }
 
 type server struct {
 	images     Images
 	operations func() []operation.Timeline
+	collect    Collect
 	log        *slog.Logger
 }
 
@@ -171,6 +197,28 @@ func (s *server) running(w http.ResponseWriter, _ *http.Request) {
 		list = append(list, s.operations()...)
 	}
 	s.reply(w, list)
+}
+
+func (s *server) collectGarbage(w http.ResponseWriter, r *http.Request) {
+	var q gcRequest
+	if err := decode(w, r, &q); err != nil {
+		s.fail(w, err)
+		return
+	}
+	if s.collect == nil {
+		s.fail(w, fmt.Errorf("gc: %w", errdefs.ErrNotImplemented))
+		return
+	}
+	list, err := s.collect(r.Context(), q.DryRun)
+	if list == nil && err != nil {
+		s.fail(w, err)
+		return
+	}
+	c := Collected{Garbage: append([]Garbage{}, list...)}
+	if err != nil {
+		c.Error = err.Error()
+	}
+	s.reply(w, c)
 }
 
 func decode(w http.ResponseWriter, r *http.Request, v any) error {

@@ -118,7 +118,7 @@ func start(t *testing.T, f *fake) *Client {
 	running := func() []operation.Timeline {
 		return []operation.Timeline{{Key: "pull x", Running: true, Total: time.Second, Begin: time.Unix(1, 0).UTC()}}
 	}
-	srv := &http.Server{Handler: Handler(f, running, slog.New(slog.DiscardHandler))}
+	srv := &http.Server{Handler: Handler(f, running, nil, slog.New(slog.DiscardHandler))}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.Serve(l) }()
 	c := NewClient(socket)

@@ -75,6 +75,13 @@ func (c *Client) Operations(ctx context.Context) ([]operation.Timeline, error) {
 	return list, err
 }
 
+// Collect takes down what no record stands for, or with dry only tells what that is.
+func (c *Client) Collect(ctx context.Context, dry bool) (Collected, error) {
+	var found Collected
+	err := c.ask(ctx, "/gc", gcRequest{dry}, &found)
+	return found, err
+}
+
 func (c *Client) post(ctx context.Context, path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {

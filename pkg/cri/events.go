@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
@@ -34,23 +33,11 @@ func (s *Server) recover(ctx context.Context) error {
 		return err
 	}
 	// What has no record was begun by a server that died before its first word of it, or outlived its removal.
-	for _, st := range list {
-		if !s.known(st.ID) {
-			s.log.Info("removing a container that has no record", "container", st.ID)
-			if err := s.monitor.Delete(ctx, st.ID); err != nil {
-				s.log.Error("remove a container that has no record", "container", st.ID, "error", err)
-			}
-		}
+	found, err := s.strays(list)
+	if err != nil {
+		s.log.Error("look for what has no record", "error", err)
 	}
-	s.sweepCgroups(ctx)
-	for _, key := range s.images.Snapshots() {
-		if !s.containers.OwnsSnapshot(key) {
-			s.log.Info("removing a snapshot that has no record", "snapshot", key)
-			if err := s.images.RemoveSnapshot(ctx, key); err != nil {
-				s.log.Error("remove a snapshot", "snapshot", key, "error", err)
-			}
-		}
-	}
+	s.takeDown(ctx, found)
 	if err := s.network.GC(ctx, s.sandboxes.Live()); err != nil {
 		s.log.Error("network garbage collection", "error", err)
 	}
@@ -58,23 +45,6 @@ func (s *Server) recover(ctx context.Context) error {
 }
 
 func (s *Server) known(id string) bool { return s.containers.Known(id) || s.sandboxes.Known(id) }
-
-func (s *Server) sweepCgroups(ctx context.Context) {
-	paths, err := s.cgroups.List()
-	if err != nil {
-		s.log.Error("list cgroups", "error", err)
-		return
-	}
-	for _, p := range paths {
-		if s.known(cgroupdriver.ID(p)) {
-			continue
-		}
-		s.log.Info("removing a cgroup that has no record", "cgroup", p)
-		if err := s.cgroups.Delete(ctx, p); err != nil {
-			s.log.Error("remove a cgroup", "cgroup", p, "error", err)
-		}
-	}
-}
 
 // resume ends the stops of sandboxes that a former server has begun: their callers may be gone with it.
 func (s *Server) resume(ctx context.Context) {

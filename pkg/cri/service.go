@@ -27,7 +27,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 func (s *Server) Admin() http.Handler {
 	return admin.Handler(s.images, func() []operation.Timeline {
 		return append(s.sandboxes.Operations(), s.containers.Operations()...)
-	}, s.log)
+	}, s.Collect, s.log)
 }
 
 // Reload takes the live options of a new configuration. The log level is the daemon's own; certs.d is read for each pull.

@@ -101,6 +101,10 @@ type Store interface {
 	RemoveSnapshot(ctx context.Context, key string) error
 	// Snapshots lists the keys, for garbage collection.
 	Snapshots() []string
+	// Garbage lists the layers and blobs that nothing needs, as failed pulls leave them for the next try, by their paths
+	// below the root; Sweep removes them.
+	Garbage() []string
+	Sweep() error
 
 	Close() error
 }

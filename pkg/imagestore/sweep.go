@@ -51,6 +51,34 @@ func (s *Disk) sweepAll() error {
 	return s.sweep(layers, blobs)
 }
 
+// Garbage implements Store.
+func (s *Disk) Garbage() (names []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, sn := range s.snapshots {
+		if sn.damaged {
+			return nil
+		}
+	}
+	needed := s.needed()
+	add := func(id digest.Digest, path string) {
+		if name, err := filepath.Rel(s.cfg.Root, path); err == nil && !needed[id] {
+			names = append(names, name)
+		}
+	}
+	for id := range s.layers {
+		add(id, s.layerPath(id))
+	}
+	for id := range s.blobs {
+		add(id, s.blobPath(id))
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Sweep implements Store.
+func (s *Disk) Sweep() error { return s.sweepAll() }
+
 // forget drops from memory what nobody needs, and returns where it is.
 func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
 	s.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,11 +25,7 @@ const Prefix = "cri-"
 // GC implements Network. Pods that this process attached and has not detached count as live, and so do namespaces that
 // it pinned: a pod may be made while the caller's list is already old. It goes on after errors and returns all.
 func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
-	keep := func(id string) bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return live[id] || n.active[id]
-	}
+	keep := n.keeps(live)
 	var errs []error
 	cached, err := n.lib.GetCachedAttachments("")
 	if err != nil {
@@ -64,6 +61,57 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 		return fmt.Errorf("network garbage: %w", err)
 	}
 	return nil
+}
+
+func (n *CNI) keeps(live map[string]bool) func(id string) bool {
+	return func(id string) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return live[id] || n.active[id]
+	}
+}
+
+// Garbage implements Network. It changes nothing.
+func (n *CNI) Garbage(ctx context.Context, live map[string]bool) (found []Garbage, _ error) {
+	keep := n.keeps(live)
+	add := func(kind, name, id string) {
+		if g := (Garbage{kind, name, id}); !keep(id) && !slices.Contains(found, g) {
+			found = append(found, g)
+		}
+	}
+	var errs []error
+	cached, err := n.lib.GetCachedAttachments("")
+	errs = append(errs, err)
+	dirs := map[string]bool{}
+	for _, a := range cached {
+		n.leaseDirs(a.Config, dirs)
+		add("attachment", a.Network+" "+a.IfName, a.ContainerID)
+	}
+	if list, err := n.list(); err == nil {
+		n.leaseDirs(list.Bytes, dirs)
+	}
+	if n.plugins != nil {
+		for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+			leases, err := hostlocal.All(ctx, dir)
+			errs = append(errs, err)
+			for _, l := range leases {
+				add("address", l.Address.String(), l.ID)
+			}
+		}
+		owners, err := n.plugins.NATOwners()
+		errs = append(errs, err)
+		for _, o := range owners {
+			add("nftables", o.Network+" "+o.IfName, o.ContainerID)
+		}
+	}
+	names, err := netns.List(n.cfg.NetnsDir, Prefix)
+	errs = append(errs, err)
+	for _, name := range names {
+		if path := filepath.Join(n.cfg.NetnsDir, name); !netns.Pinned(path) {
+			add("netns", path, strings.TrimPrefix(name, Prefix))
+		}
+	}
+	return found, errors.Join(errs...)
 }
 
 // Bounds on CNI's GC verb: how long it waits for attachments under way, and how long others then wait for it.

@@ -52,6 +52,13 @@ type Result struct {
 	Raw []byte `json:"raw,omitempty"`
 }
 
+// Garbage is something that no pod's record stands for.
+type Garbage struct {
+	Kind string // attachment, address, nftables, netns
+	Name string // of the thing
+	ID   string // of the sandbox that it belonged to
+}
+
 // Network attaches and detaches pods. Safe for concurrent use.
 type Network interface {
 	// Attach runs ADD for loopback and every network. On error everything it made is taken down again.
@@ -65,6 +72,8 @@ type Network interface {
 	// GC releases attachments and addresses of pods that are not in live (sandbox ids), and unpins namespaces
 	// with our prefix that are not in it.
 	GC(ctx context.Context, live map[string]bool) error
+	// Garbage is what GC would take away, as far as it can be known without asking plugins that are programs.
+	Garbage(ctx context.Context, live map[string]bool) ([]Garbage, error)
 	// Close stops watching the configuration directory.
 	Close() error
 }

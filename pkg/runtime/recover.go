@@ -40,9 +40,6 @@ func (c *Containers) Recover(ctx context.Context, states map[string]monitor.Stat
 	if err != nil {
 		return fmt.Errorf("container records: %w", err)
 	}
-	if err := c.sweepVolumes(); err != nil {
-		c.cfg.Log.Error("unmount image volumes of an earlier server", "error", err)
-	}
 	for _, e := range entries {
 		ctr, err := &Container{}, e.Err
 		if err == nil {

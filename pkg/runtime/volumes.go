@@ -124,19 +124,30 @@ func (c *Containers) removeVolumes(ctx context.Context, ctr *Container) error {
 	return nil
 }
 
-// sweepVolumes takes away the mounts of containers that were being built when the server was killed.
-func (c *Containers) sweepVolumes() error {
+// StrayMounts lists the directories with the mounts of containers that were being built when a server was killed.
+func (c *Containers) StrayMounts() (stray []string, _ error) {
 	dirs, err := filepath.Glob(filepath.Join(c.cfg.StateDir, volumesDir, "*"))
-	if err != nil {
-		return err
-	}
-	var errs []error
 	for _, dir := range dirs {
-		targets, err := filepath.Glob(filepath.Join(dir, "*"))
-		v := volumes{dir: dir, used: targets}
-		errs = append(errs, err, v.release())
+		if id := filepath.Base(dir); !c.building(id) {
+			stray = append(stray, dir)
+		}
 	}
-	return errors.Join(errs...)
+	return stray, err
+}
+
+// building tells whether a container of that id is being created.
+func (c *Containers) building(id string) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	ctr := c.byID[id]
+	return ctr != nil && ctr.State == Creating
+}
+
+// RemoveStrayMounts unmounts what is in one of them.
+func (c *Containers) RemoveStrayMounts(dir string) error {
+	targets, err := filepath.Glob(filepath.Join(dir, "*"))
+	v := volumes{dir: dir, used: targets}
+	return errors.Join(err, v.release())
 }
 
 // OwnsSnapshot tells whether a snapshot of the image store is a container's: its writable layer, or of one of its image

@@ -59,7 +59,6 @@ func (s *Sandboxes) Recover(ctx context.Context, pauses map[string]monitor.State
 		s.set(sb)
 		s.settle(ctx, sb, e.SameBoot, pauses)
 	}
-	s.sweep()
 	return nil
 }
 
@@ -82,25 +81,20 @@ func (s *Sandboxes) settle(ctx context.Context, sb *Sandbox, sameBoot bool, paus
 	}
 }
 
-// sweep removes the files of sandboxes that have no record.
-func (s *Sandboxes) sweep() {
+// StrayFiles lists the directories of pods' files whose sandbox has no record.
+func (s *Sandboxes) StrayFiles() (stray []string, _ error) {
 	dir := filepath.Join(s.cfg.StateDir, "sandboxes")
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		s.cfg.Log.Error("look for files of sandboxes that are gone", "error", err)
-	}
 	for _, e := range entries {
-		s.mu.RLock()
-		known := s.byID[e.Name()] != nil
-		s.mu.RUnlock()
-		if known {
-			continue
-		}
-		if err := removeFiles(Files{Dir: filepath.Join(dir, e.Name())}); err != nil {
-			s.cfg.Log.Error("remove the files of a sandbox that is gone", "sandbox", e.Name(), "error", err)
+		if !s.Known(e.Name()) {
+			stray = append(stray, filepath.Join(dir, e.Name()))
 		}
 	}
+	return stray, err
 }
+
+// RemoveStrayFiles unmounts and removes one of them.
+func (s *Sandboxes) RemoveStrayFiles(dir string) error { return removeFiles(Files{Dir: dir}) }
 
 // Unfinished are the ids of the sandboxes whose stop has begun and not ended.
 func (s *Sandboxes) Unfinished() []string {

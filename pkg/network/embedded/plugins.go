@@ -183,6 +183,9 @@ func validAttachments(base *conf) map[types.GCAttachment]bool {
 	return valid
 }
 
+// NATOwners lists the attachments that have nftables elements.
+func (p *Plugins) NATOwners() ([]nat.Owner, error) { return p.nat.Owners() }
+
 // GCNAT removes the nftables elements of containers that keep refuses, of every network.
 func (p *Plugins) GCNAT(keep func(containerID string) bool) error {
 	return p.nat.GC(func(o nat.Owner) bool { return keep(o.ContainerID) })

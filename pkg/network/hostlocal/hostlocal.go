@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -175,6 +176,31 @@ func GC(ctx context.Context, dir string, keep func(id, ifname string) bool) erro
 		}
 		return nil
 	})
+}
+
+// Lease is an address and the attachment that has it. IfName is "" in leases of old versions of the plugin.
+type Lease struct {
+	Address    netip.Addr
+	ID, IfName string
+}
+
+// All lists the leases of a directory, those that can't be read as one left out. A missing directory has
+// none.
+func All(ctx context.Context, dir string) (list []Lease, err error) {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	s := open(dir)
+	err = s.locked(ctx, func() error {
+		for a, lease := range s.leases {
+			if id, ifname, _ := strings.Cut(lease, "\r\n"); id != "" {
+				list = append(list, Lease{a, id, ifname})
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(list, func(a, b Lease) int { return a.Address.Compare(b.Address) })
+	return list, err
 }
 
 // maxResolvConf bounds what is read of a resolv.conf.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
 // maxLease bounds what is read of a lease file: a container id, a line break and an interface name.
@@ -146,7 +148,9 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 		return false, nil
 	}
 	if err == nil {
-		err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
+		if err = faultpoint.Hit("hostlocal.leased"); err == nil {
+			err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
+		}
 		if err != nil {
 			err = errors.Join(err, os.Remove(path))
 		}
@@ -171,6 +175,9 @@ func writeNew(path, text string) error {
 	}
 	f := os.NewFile(uintptr(fd), path)
 	_, err = f.WriteString(text)
+	if err == nil {
+		err = faultpoint.Hit("hostlocal.lease.written")
+	}
 	if err == nil && !named {
 		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	}

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -33,6 +34,27 @@ func (t *Table) GC(keep func(Owner) bool) error {
 		return err
 	}
 	return t.removeChains(chains)
+}
+
+// Owners lists whose elements there are, each once.
+func (t *Table) Owners() ([]Owner, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var owners []Owner
+	for _, f := range t.families() {
+		for _, s := range []*nftables.Set{f.hostport, f.hostportAddr, f.hairpin, f.to} {
+			found, err := t.get(s, nil)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range found {
+				if o, ok := parseOwner(e.comment); ok && !slices.Contains(owners, o) {
+					owners = append(owners, o)
+				}
+			}
+		}
+	}
+	return owners, nil
 }
 
 // removeChains deletes the masq- chains that are not in use.
