@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: faults soak torture-tools fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: faults test-faults soak torture-tools fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
 
 all: build
 
@@ -106,6 +106,10 @@ soak: build torture-tools
 
 torture-tools: assets
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/torture ./test/torture/writer ./test/torture/soak ./test/torture/stall
+
+# Every fault point of a pod's life: cri-server and cri-monitor are killed there, and each error comes from there.
+test-faults: build faults tools
+	CRI_SERVER_E2E=1 CRI_SERVER_MATRIX=full go test -count=1 -v -timeout 60m -exec $(CURDIR)/hack/as-root -run 'Matrix$$' ./test/e2e
 
 # cri-server beside containerd and CRI-O, all built here. QUICK=1 takes some five minutes, not some forty, and leaves the
 # published page alone, unless OUT=docs/bench says otherwise. TARGETS and PHASES choose: bin/cribench -h.

@@ -175,7 +175,7 @@ func (n *Node) ServerCommand(extra ...string) *exec.Cmd {
 		c.Env = append(os.Environ(), "NODE_DIR="+n.Dir, "NODE_SOCKET="+n.Socket, "NODE_CERTS="+filepath.Join(n.Dir, "certs.d"))
 		return c
 	}
-	c := exec.Command(n.Program("cri-server"), append([]string{"serve", "--config", n.configFile()}, extra...)...)
+	c := exec.Command(n.Program("cri-server"), append([]string{"serve", "--config", n.ConfigFile()}, extra...)...)
 	if n.opts.Faults {
 		c.Env = append(os.Environ(), faultpoint.Variable+"="+n.FaultDir())
 	}
@@ -193,7 +193,8 @@ func (n *Node) Program(name string) string {
 // FaultDir is where the node's programs look for their plans: see package faultpoint.
 func (n *Node) FaultDir() string { return filepath.Join(n.Dir, "faults") }
 
-func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
+// ConfigFile is the configuration of the node's server.
+func (n *Node) ConfigFile() string { return filepath.Join(n.Dir, "config.toml") }
 
 func (n *Node) writeConfig() error {
 	text := fmt.Sprintf(`socket = %q
@@ -209,13 +210,13 @@ mode = "embedded"
 [image]
 certs_dir = %q
 `, n.Socket, n.State, filepath.Join(n.Dir, "root"), n.Program("cri-monitor"), n.opts.Cgroup, filepath.Join(n.Dir, "certs.d"))
-	if err := os.WriteFile(n.configFile(), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(n.ConfigFile(), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("test node: %w", err)
 	}
 	if n.opts.Config == "" {
 		return nil
 	}
-	drop := n.configFile() + ".d"
+	drop := n.ConfigFile() + ".d"
 	if err := os.MkdirAll(drop, 0o755); err != nil {
 		return fmt.Errorf("test node: %w", err)
 	}
