@@ -19,7 +19,7 @@ type piece struct {
 
 // pieces is how many pieces may be on their way between two stages: enough for either to be busy while the other isn't,
 // and no more, for they are most of what a pull needs of memory.
-const pieces = 3
+const pieces = 2
 
 // pipe hands pieces from one stage of a pipeline to the next, so that the stages run at the same time and nothing is
 // copied in between. Whoever uses a piece last recycles its buffer.

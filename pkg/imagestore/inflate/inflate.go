@@ -29,7 +29,7 @@ const (
 	// ahead is what need makes available, and behind what it keeps: align gives back bytes that were loaded.
 	ahead, behind = 64, 8
 	// Chunk is the size of the pieces of output.
-	Chunk = 256 << 10
+	Chunk = 128 << 10
 	// BufferSize is the size of the buffers that Decoder works on: history, a chunk, and room for one match.
 	BufferSize = window + Chunk + maxMatch + slack
 )
