@@ -155,8 +155,10 @@ type blob struct {
 	desc   ocispec.Descriptor
 	body   io.ReadCloser
 	offset int64
-	// breaks counts interruptions in a row without a byte between them.
+	// breaks counts interruptions in a row with less than the least that is to come in a while between them; since is the offset
+	// after the last time that more came.
 	breaks int
+	since  int64
 }
 
 func (b *blob) open() error {
@@ -201,8 +203,10 @@ func (b *blob) Read(p []byte) (int, error) {
 		}
 		n, err := b.body.Read(p[:min(int64(len(p)), b.desc.Size-b.offset)])
 		b.offset += int64(n)
+		if b.offset-b.since >= b.repo.client.cfg.StallBytes {
+			b.breaks, b.since = 0, b.offset
+		}
 		if n > 0 {
-			b.breaks = 0
 			return n, nil // an error comes again
 		}
 		if err == nil {

@@ -69,6 +69,10 @@ func (h *hop) get(ctx context.Context, kind, ref string, header http.Header) (*h
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		err := h.statusError(resp)
+		var he *hopError
+		if errors.As(err, &he) && resp.Request.URL.Host != h.Address {
+			he.retry = true // a signed address that has expired, perhaps: the registry gives another
+		}
 		_ = resp.Body.Close()
 		cancel(nil)
 		return nil, err
