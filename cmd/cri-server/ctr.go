@@ -103,25 +103,31 @@ const pinnedLabel = "io.cri-containerd.pinned=pinned"
 
 func ctrImport(e *endpoint) *cobra.Command {
 	var labels []string
+	var packed bool
 	cmd := &cobra.Command{
 		Use:  "import [FLAGS] FILE",
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := importFile(cmd, e, args[0], slices.Contains(labels, pinnedLabel))
+			list, err := importFile(cmd, e, args[0], slices.Contains(labels, pinnedLabel), packed)
 			for _, i := range list {
 				names := i.RepoTags
 				if len(names) == 0 {
 					names = append(i.RepoDigests, i.ID)[:1]
 				}
 				for _, n := range names {
+					if packed {
+						fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) saved\n", n, i.ID)
+						continue
+					}
 					fmt.Fprintf(cmd.OutOrStdout(), "unpacking %s (%s)...done\n", n, i.ID)
 				}
 			}
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&packed, "no-unpack", false, "leave it to the first container to unpack the layers")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "labels; "+pinnedLabel+" keeps the images from garbage collection")
-	accept(cmd, []string{"all-platforms", "digests", "no-unpack", "local", "discard-unpacked-layers", "skip-digest-for-named", "compress-blobs"},
+	accept(cmd, []string{"all-platforms", "digests", "local", "discard-unpacked-layers", "skip-digest-for-named", "compress-blobs"},
 		[]string{"snapshotter", "platform", "base-name", "index-name"})
 	return cmd
 }

@@ -171,13 +171,13 @@ func newImageInspect(e *endpoint) *cobra.Command {
 }
 
 func newImageImport(e *endpoint) *cobra.Command {
-	var pin bool
+	var pin, packed bool
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Import the images of an OCI or docker archive; - reads stdin",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := importFile(cmd, e, args[0], pin)
+			list, err := importFile(cmd, e, args[0], pin, packed)
 			for _, i := range list {
 				names := i.RepoTags
 				if len(names) == 0 {
@@ -188,12 +188,13 @@ func newImageImport(e *endpoint) *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&packed, "no-unpack", false, "leave it to the first container to unpack the layers")
 	cmd.Flags().BoolVar(&pin, "pin", false, "keep the images from garbage collection")
 	return cmd
 }
 
 // importFile imports an archive, "-" for stdin.
-func importFile(cmd *cobra.Command, e *endpoint, name string, pin bool) (list []admin.Image, err error) {
+func importFile(cmd *cobra.Command, e *endpoint, name string, pin, packed bool) (list []admin.Image, err error) {
 	in := cmd.InOrStdin()
 	if name != "-" {
 		f, err := os.Open(name)
@@ -205,7 +206,7 @@ func importFile(cmd *cobra.Command, e *endpoint, name string, pin bool) (list []
 	}
 	err = withAdmin(cmd, e, func(ctx context.Context, c *admin.Client) error {
 		var err error
-		list, err = c.Import(ctx, in)
+		list, err = c.Import(ctx, in, packed)
 		for _, i := range list {
 			if pin {
 				err = errors.Join(err, c.Pin(ctx, i.ID, true))

@@ -164,7 +164,7 @@ func TestImageCommands(t *testing.T) {
 
 // TestCtr makes the calls of kind and minikube.
 func TestCtr(t *testing.T) {
-	_, at := serveStore(t)
+	root, at := serveStore(t)
 	_, built, ref := serveImage(t)
 	ctr := func(in io.Reader, line string) (string, error) {
 		return runCommand(t, newCtr(), in, append(at, strings.Fields(line)...)...)
@@ -187,7 +187,11 @@ func TestCtr(t *testing.T) {
 	if !strings.Contains(out, "unpacking "+ref+" ("+built.ID.String()+")...done") {
 		t.Error(out)
 	}
+	must(nil, "-n k8s.io images rm "+ref)
 	must(strings.NewReader(archive), "-n k8s.io images import --label=io.cri-containerd.pinned=pinned --all-platforms --no-unpack --digests -")
+	if layers, err := os.ReadDir(filepath.Join(root, "layers/sha256")); err != nil || len(layers) > 0 {
+		t.Errorf("--no-unpack left %d layers unpacked: %v", len(layers), err)
+	}
 	must(nil, "--namespace=k8s.io images tag --force "+ref+" docker.io/library/app:v1")
 	if _, err := ctr(nil, "images tag "+ref+" docker.io/library/app:v1"); err == nil || !strings.Contains(err.Error(), "already exists") {
 		t.Error(err)

@@ -2,7 +2,7 @@
 // pinning of images, and the operations that run. It is HTTP on a unix socket that only root can open (mode 0600, in the
 // state directory); Handler is the server's end, Client the CLI's. An error travels with its errdefs kind.
 //
-//	POST /images/import             an OCI or docker archive → [Image]
+//	POST /images/import             an OCI or docker archive → [Image]; with ?packed=true its layers are not unpacked yet
 //	GET  /images/export?ref=A&ref=B → an OCI archive; a failure half way is in the trailer Cri-Error
 //	POST /images/pull               {"ref": …, "auth": …} → PullEvent, a line of JSON each, the last with the image or the error
 //	POST /images/push               {"ref": …, "auth": …}
@@ -37,6 +37,7 @@ import (
 // Images is what the handler needs of an imagestore.Store.
 type Images interface {
 	Import(ctx context.Context, r io.Reader) ([]*imagestore.Image, error)
+	ImportPacked(ctx context.Context, r io.Reader) ([]*imagestore.Image, error)
 	Export(ctx context.Context, w io.Writer, refs ...string) error
 	Tag(ctx context.Context, ref, name string) error
 	Pin(ctx context.Context, ref string, pinned bool) error
@@ -132,7 +133,11 @@ type server struct {
 }
 
 func (s *server) importImages(w http.ResponseWriter, r *http.Request) {
-	list, err := s.images.Import(r.Context(), r.Body)
+	load := s.images.Import
+	if r.URL.Query().Get("packed") == "true" {
+		load = s.images.ImportPacked
+	}
+	list, err := load(r.Context(), r.Body)
 	if err != nil {
 		s.fail(w, err)
 		return

@@ -28,6 +28,10 @@ type fake struct {
 	broken bool
 }
 
+func (f *fake) ImportPacked(ctx context.Context, r io.Reader) ([]*imagestore.Image, error) {
+	return f.Import(ctx, r)
+}
+
 func (f *fake) Import(_ context.Context, r io.Reader) ([]*imagestore.Image, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
@@ -130,11 +134,11 @@ func TestRoundTrip(t *testing.T) {
 	f := &fake{images: map[string]string{}, pinned: map[string]bool{}}
 	c := start(t, f)
 	big := "archive of " + strings.Repeat("x", 1<<20)
-	got, err := c.Import(t.Context(), strings.NewReader(big))
+	got, err := c.Import(t.Context(), strings.NewReader(big), false)
 	if err != nil || len(got) != 1 || got[0].ID != "sha256:1" || got[0].Size != uint64(len(big)) {
 		t.Fatalf("%.200v, %v", got, err)
 	}
-	if _, err := c.Import(t.Context(), strings.NewReader("archive of a")); err != nil {
+	if _, err := c.Import(t.Context(), strings.NewReader("archive of a"), true); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Tag(t.Context(), "a", "b:1"); err != nil {
@@ -162,7 +166,7 @@ func TestRoundTrip(t *testing.T) {
 func TestErrorsKeepTextAndKind(t *testing.T) {
 	f := &fake{images: map[string]string{"a": "archive of a"}}
 	c := start(t, f)
-	_, err := c.Import(t.Context(), strings.NewReader("nonsense"))
+	_, err := c.Import(t.Context(), strings.NewReader("nonsense"), false)
 	if !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), "import: no archive") {
 		t.Error(err)
 	}

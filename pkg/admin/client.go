@@ -35,10 +35,10 @@ func NewClient(socket string) *Client {
 // Close lets go of idle connections.
 func (c *Client) Close() { c.t.CloseIdleConnections() }
 
-// Import stores the images of an archive.
-func (c *Client) Import(ctx context.Context, archive io.Reader) ([]Image, error) {
+// Import stores the images of an archive. With packed their layers are unpacked by the first container only.
+func (c *Client) Import(ctx context.Context, archive io.Reader, packed bool) ([]Image, error) {
 	var list []Image
-	err := c.call(ctx, http.MethodPost, "/images/import", archive, &list)
+	err := c.call(ctx, http.MethodPost, fmt.Sprintf("/images/import?packed=%t", packed), archive, &list)
 	return list, err
 }
 

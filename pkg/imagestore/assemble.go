@@ -17,12 +17,12 @@ import (
 
 // assemble brings all content of an image to disk and returns its record. release lets the layers be swept again; the
 // image is to be published before.
-func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor, m platformManifest) (r *record, release func(), err error) {
+func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor, m platformManifest, packed bool) (r *record, release func(), err error) {
 	cfg, err := s.smallBlob(ctx, src, m.manifest.Config)
 	if err != nil {
 		return nil, nil, fmt.Errorf("config: %w", err)
 	}
-	r = &record{ID: m.manifest.Config.Digest, Manifest: desc, manifest: m.manifest}
+	r = &record{ID: m.manifest.Config.Digest, Manifest: desc, manifest: m.manifest, Packed: packed}
 	if r.config, err = s.parseConfig(cfg, m.manifest); err != nil {
 		return nil, nil, err
 	}
@@ -48,9 +48,13 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 		}
 		return nil
 	})
+	bring := s.layer
+	if packed {
+		bring = s.packedLayer
+	}
 	for i, d := range m.manifest.Layers {
 		g.Go(func() error {
-			if err := s.layer(gctx, src, d, r.diffIDs()[i]); err != nil {
+			if err := bring(gctx, src, d, r.diffIDs()[i]); err != nil {
 				return fmt.Errorf("layer %d of %d, %s: %w", i+1, len(m.manifest.Layers), d.Digest, err)
 			}
 			return nil

@@ -60,6 +60,8 @@ type Disk struct {
 	pulls  flights[*Image]
 	layerF flights[struct{}]
 	snapF  flights[struct{}]
+	// unpackF are packed images that are being unpacked.
+	unpackF flights[struct{}]
 
 	// commit serialises changes of the table, which write a file. rename serialises what moves content in with what moves
 	// content out. Neither is ever needed for reading.

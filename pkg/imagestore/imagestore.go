@@ -76,6 +76,8 @@ type Store interface {
 	// Import reads an OCI or docker archive (plain or compressed) and returns the images it held. Blobs of other platforms
 	// may be missing.
 	Import(ctx context.Context, r io.Reader) ([]*Image, error)
+	// ImportPacked leaves the layers packed until the first container of the image is made.
+	ImportPacked(ctx context.Context, r io.Reader) ([]*Image, error)
 	// Export writes an OCI archive (with docker's manifest.json beside it) of the named images.
 	Export(ctx context.Context, w io.Writer, refs ...string) error
 

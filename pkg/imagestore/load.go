@@ -71,12 +71,10 @@ func (s *Disk) loadImage(r *record) error {
 	}
 	r.manifest = m.manifest
 	r.setSize()
-	for _, id := range r.diffIDs() {
-		if _, ok := s.layers[id]; !ok {
-			return fmt.Errorf("layer %s is missing or damaged: %w", id, errdefs.ErrDataLoss)
-		}
+	if len(r.diffIDs()) != len(r.manifest.Layers) {
+		return fmt.Errorf("configuration and manifest differ: %w", errdefs.ErrDataLoss)
 	}
-	return nil
+	return s.hasLayers(r)
 }
 
 func (s *Disk) loadBlobs() error {

@@ -69,7 +69,7 @@ func (s *Disk) pull(ctx context.Context, named reference.Named, creds registry.C
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.store(ctx, repo, desc, m, names)
+	img, err := s.store(ctx, repo, desc, m, names, false)
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +77,11 @@ func (s *Disk) pull(ctx context.Context, named reference.Named, creds registry.C
 	return img, nil
 }
 
-// store brings an image's content in and publishes it under names.
-func (s *Disk) store(ctx context.Context, src source, desc ocispec.Descriptor, m platformManifest, names []string) (*Image, error) {
+// store brings an image's content in, its layers packed or unpacked, and publishes it under names.
+func (s *Disk) store(ctx context.Context, src source, desc ocispec.Descriptor, m platformManifest, names []string, packed bool) (*Image, error) {
 	release := s.hold(append(digestsOf(m.manifest), desc.Digest)...)
 	defer release()
-	r, releaseLayers, err := s.assemble(ctx, src, desc, m)
+	r, releaseLayers, err := s.assemble(ctx, src, desc, m, packed)
 	if err != nil {
 		return nil, err
 	}

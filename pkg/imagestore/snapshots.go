@@ -92,6 +92,9 @@ func (s *Disk) isImage(id digest.Digest, ref string) bool {
 }
 
 func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
+	if err := s.unpacked(ctx, imageID); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	if _, ok := s.snapshots[key]; ok {
 		s.mu.Unlock()
@@ -169,6 +172,9 @@ func (s *Disk) fill(ctx context.Context, dir, key string, image digest.Digest, l
 // mounts that read-only. Where the snapshot driver can't use layers as they are, the view is made once per image and
 // goes with it.
 func (s *Disk) View(imageID string) (rootfs.Rootfs, error) {
+	if err := s.unpacked(s.life, imageID); err != nil {
+		return rootfs.Rootfs{}, fmt.Errorf("view: %w", err)
+	}
 	s.mu.RLock()
 	img, err := s.find(imageID)
 	s.mu.RUnlock()

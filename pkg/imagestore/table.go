@@ -24,6 +24,8 @@ type record struct {
 	Digests  []string  `json:"digests,omitempty"`
 	Pinned   bool      `json:"pinned,omitempty"`
 	PulledAt time.Time `json:"pulledAt"`
+	// Packed: layers that are not unpacked are there as blobs.
+	Packed bool `json:"packed,omitempty"`
 
 	// These are read from the blobs.
 	config   ocispec.Image

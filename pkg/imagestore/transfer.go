@@ -22,6 +22,10 @@ type linker interface {
 // Import implements Store. The archive is spooled below Root first. An image for other platforms only is left out
 // when the archive holds others; an archive with none for this one is ErrNotFound.
 func (s *Disk) Import(ctx context.Context, r io.Reader) ([]*Image, error) {
+	return s.importArchive(ctx, r, false)
+}
+
+func (s *Disk) importArchive(ctx context.Context, r io.Reader, packed bool) ([]*Image, error) {
 	if s.life.Err() != nil {
 		return nil, fmt.Errorf("import: %w", errClosed)
 	}
@@ -43,7 +47,7 @@ func (s *Disk) Import(ctx context.Context, r io.Reader) ([]*Image, error) {
 	var images []*Image
 	var left, failed error
 	for _, im := range a.Images {
-		img, err := s.importImage(ctx, a, im)
+		img, err := s.importImage(ctx, a, im, packed)
 		switch {
 		case err == nil:
 			images = append(images, img)
@@ -63,7 +67,7 @@ func (s *Disk) Import(ctx context.Context, r io.Reader) ([]*Image, error) {
 	return images, nil
 }
 
-func (s *Disk) importImage(ctx context.Context, a *archive.Archive, im archive.Image) (*Image, error) {
+func (s *Disk) importImage(ctx context.Context, a *archive.Archive, im archive.Image, packed bool) (*Image, error) {
 	var names []string
 	for _, n := range im.Names {
 		named, err := parseName(n)
@@ -90,7 +94,7 @@ func (s *Disk) importImage(ctx context.Context, a *archive.Archive, im archive.I
 	if err != nil {
 		return nil, err
 	}
-	return s.store(ctx, a, desc, m, names)
+	return s.store(ctx, a, desc, m, names, packed)
 }
 
 // Export implements Store. ErrFailedPrecondition for an image whose layer blobs were discarded.

@@ -103,12 +103,14 @@ func (s *Disk) parts(refs []string) (blobs map[digest.Digest]int64, layers []dig
 	for _, r := range records {
 		blobs[r.Manifest.Digest], blobs[r.manifest.Config.Digest] = r.Manifest.Size, r.manifest.Config.Size
 		for _, l := range r.manifest.Layers {
-			if _, ok := s.blobs[l.Digest]; ok || !s.cfg.DiscardUnpackedLayers {
+			if _, ok := s.blobs[l.Digest]; ok || r.Packed || !s.cfg.DiscardUnpackedLayers {
 				blobs[l.Digest] = l.Size
 			}
 		}
-		if len(refs) > 0 {
-			layers = append(layers, r.diffIDs()...)
+		for _, id := range r.diffIDs() {
+			if _, ok := s.layers[id]; len(refs) > 0 && (ok || !r.Packed) {
+				layers = append(layers, id)
+			}
 		}
 	}
 	slices.Sort(layers)
