@@ -32,6 +32,7 @@ type course struct {
 	profile             *specs.LinuxSeccomp
 	filter              []byte
 	limit               *specs.LinuxCPU
+	inPod               bool
 	serial              int
 	helpers             []int // processes that the engines keep
 }
@@ -62,14 +63,18 @@ func bench(ctx context.Context, rounds, warm int, names []string) error {
 	}
 	c.helpers = children()
 	quota, period := int64(10_000), uint64(100_000)
+	tenth := &specs.LinuxCPU{Quota: &quota, Period: &period}
 	for _, part := range []struct {
 		title string
 		limit *specs.LinuxCPU
+		inPod bool
 	}{
-		{"default seccomp profile", nil},
-		{"default seccomp profile, limit of 100 m CPU", &specs.LinuxCPU{Quota: &quota, Period: &period}},
+		{"default seccomp profile", nil, false},
+		{"default seccomp profile, limit of 100 m CPU", tenth, false},
+		{"in the namespaces of a pod, default seccomp profile", nil, true},
+		{"in the namespaces of a pod, default seccomp profile, limit of 100 m CPU", tenth, true},
 	} {
-		c.limit = part.limit
+		c.limit, c.inPod = part.limit, part.inPod
 		samples := map[string][]sample{}
 		for round := range warm + rounds {
 			// Each round begins with another one: what the one before leaves behind is not always the same's to bear.
@@ -97,6 +102,9 @@ func newCourse() (*course, error) {
 	c := &course{base: base, layer: filepath.Join(base, "layer"), parent: fmt.Sprintf("/enginebench-%d", os.Getpid())}
 	if err := makeLayer(c.layer); err != nil {
 		return nil, fmt.Errorf("root file system: %w", err)
+	}
+	if err := makePod(base); err != nil {
+		return nil, fmt.Errorf("namespaces of a pod: %w", err)
 	}
 	if c.cgroups, err = cgroupdriver.New(cgroupdriver.Config{Driver: "cgroupfs", DefaultParent: c.parent}); err != nil {
 		return nil, err

@@ -1,5 +1,7 @@
 // Enginebench compares the native engine with OCI runtime binaries behind the same interface: create+start, exec and
-// delete of one container, with docker's default seccomp profile, and again with a limit of a tenth of a CPU.
+// delete of one container, with docker's default seccomp profile, and again with a limit of a tenth of a CPU; first in
+// namespaces that are all the container's own, then as the containers of a pod are: its network, ipc and uts namespaces
+// are there before them.
 //
 // The engines take turns in every round, so that a noisy moment hits all of them. "Started" is the arrival of the
 // container's first byte of output. CPU is what this process and everything it started used, the container's first

@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // capabilities are those that a CRI container gets by default.
@@ -45,9 +47,43 @@ func (c *course) spec(cgroup string) *specs.Spec {
 	for _, kind := range []specs.LinuxNamespaceType{
 		specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace, specs.CgroupNamespace,
 	} {
-		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind})
+		ns := specs.LinuxNamespace{Type: kind}
+		if _, shared := podNamespaces[kind]; shared && c.inPod {
+			ns.Path = filepath.Join(c.base, string(kind))
+		}
+		s.Linux.Namespaces = append(s.Linux.Namespaces, ns)
+	}
+	if c.inPod {
+		s.Hostname = "" // it is the pod's
 	}
 	return s
+}
+
+// podNamespaces are those that the containers of a pod share, with their names in /proc.
+var podNamespaces = map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"}
+
+// makePod makes such namespaces and pins them in dir.
+func makePod(dir string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespaces
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+				return err
+			}
+			for kind, name := range podNamespaces {
+				at := filepath.Join(dir, string(kind))
+				if err := os.WriteFile(at, nil, 0o600); err != nil {
+					return err
+				}
+				if err := unix.Mount("/proc/thread-self/ns/"+name, at, "", unix.MS_BIND, ""); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	return <-done
 }
 
 func deviceRules() []specs.LinuxDeviceCgroup {
