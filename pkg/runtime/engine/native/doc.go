@@ -2,18 +2,23 @@
 //
 // # The model
 //
-// A container starts as a fork of the stub (stub/stub.c), a static program of a few KB without any library that is
-// executed from a sealed memfd straight into the container's cgroup and namespaces. It waits on a socket while this
-// package builds the container around it from outside: a thread that has joined the stub's namespaces, and that is thrown
-// away afterwards, makes every mount by file descriptor (fsopen(2), open_tree(2), openat2(2) below the root), then
-// pivots the mount namespace. Start tells the stub to take on the container's identity and to become its program.
-// An exec session is a stub too; it joins the namespaces of the container's first process through one pidfd.
+// The stub (stub/stub.c) is a static program of a few KB without any library. It is executed once, from a sealed memfd:
+// that process, the nursery, lies in a mount namespace with nothing but an empty file system. A container starts as a fork
+// of it, straight into the container's cgroup and namespaces, and a child of this process. It waits on a socket while this
+// package builds the container around it from outside: a thread that has joined the stub's namespaces makes every mount by
+// file descriptor (fsopen(2), open_tree(2), openat2(2) below the root), over the empty file system, and goes back. So the
+// host's mounts are never in a container's mount namespace, and how many there are makes no difference. Two kinds of
+// containers begin with a copy of them and leave them by pivot_root(2): those with hooks, which use the host's files, and
+// those with a user namespace, in which the kernel mounts proc and sysfs only beside others.
+// Start tells the stub to take on the container's identity and to become its program.
+// An exec session is a fork of the nursery too; it joins the namespaces of the container's first process through one pidfd.
 //
 // The engine resolves nothing through the container's own /proc, never follows a link out of its root, hands no file
 // descriptor to the container but 0, 1 and 2, and leaves no mount on the host. Everything it makes in the kernel goes away
 // with the container's processes; on disk it writes only to Config.Dir, and only for hooks.
 //
-// A created container costs a pidfd and a socket, a running one a pidfd; there is no goroutine and no thread for it.
+// A created container costs a pidfd and a socket, a running one a pidfd; there is no goroutine and no thread for it. An
+// engine costs the nursery, some 100 KB of the kernel's memory, and up to two idle threads.
 //
 // # Kernel
 //
