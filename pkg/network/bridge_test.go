@@ -26,8 +26,11 @@ func TestBridgeAddresses(t *testing.T) {
 	n.attach(t, newPod(t))
 	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "10.78.0.0/24"))
 	_, err := n.Attach(context.Background(), newPod(t))
-	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "10.77.0.1/24") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "10.77.0.1/24") || errdefs.IsAlreadyExists(err) {
 		t.Errorf("another subnet: %v", err)
+	}
+	if leases, _ := filepath.Glob(n.cfg.StateDir + "/*/10.78.0.*"); len(leases) > 0 {
+		t.Errorf("what failed has leased %v", leases)
 	}
 	if s := run(t, "ip", "-o", "-4", "addr", "show", "cni0"); strings.Contains(s, "10.78") || !strings.Contains(s, "10.77.0.1/24") {
 		t.Error(s)
@@ -39,6 +42,28 @@ func TestBridgeAddresses(t *testing.T) {
 	}
 	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "fd77::/64"))
 	n.attach(t, newPod(t)) // beside IPv4
+}
+
+// TestBridgeWithoutHardwareAddress: the kernel gives a bridge the lowest address of its ports, and none when the last one goes.
+func TestBridgeWithoutHardwareAddress(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "10.77.0.0/24"))
+	for _, line := range []string{"link add cni0 type bridge", "link add port0 type veth peer name port1", "link set port0 master cni0", "link set cni0 up",
+		"link del port0"} {
+		run(t, "ip", strings.Fields(line)...)
+	}
+	if s := run(t, "ip", "-o", "link", "show", "cni0"); !strings.Contains(s, "link/ether 00:00:00:00:00:00") {
+		t.Skip("this kernel leaves the bridge an address:", s)
+	}
+	n.attach(t, newPod(t))
+	before := run(t, "ip", "-o", "link", "show", "cni0")
+	if strings.Contains(before, "link/ether 00:00:00:00:00:00") {
+		t.Error(before)
+	}
+	n.attach(t, newPod(t))
+	if after := run(t, "ip", "-o", "link", "show", "cni0"); after != before {
+		t.Errorf("the bridge's address follows its ports: %s%s", before, after)
+	}
 }
 
 func TestBridgeExhausted(t *testing.T) {

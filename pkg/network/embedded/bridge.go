@@ -124,7 +124,9 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.bridgeDel(context.WithoutCancel(ctx), c, conf, stdin))
+			undo := c
+			undo.Command = "DEL" // IPAM is asked by it
+			err = errors.Join(err, p.bridgeDel(context.WithoutCancel(ctx), undo, conf, stdin))
 		}
 	}()
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{

@@ -109,8 +109,17 @@ func (p *Plugins) newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, 
 			return fmt.Errorf("remove address %s: %w", other, err)
 		}
 	}
-	// Set its hardware address to what it is, or it follows the lowest one of its ports.
-	if err := h.LinkSetHardwareAddr(br, br.Attrs().HardwareAddr); err != nil {
+	// Set its hardware address to what it is, or it follows the lowest one of its ports. A bridge whose last port went before
+	// it had an address of its own has none; now it has that of the pod's port.
+	mac := br.Attrs().HardwareAddr
+	if len(mac) == 0 {
+		now, err := h.LinkByIndex(br.Attrs().Index)
+		if err != nil {
+			return fmt.Errorf("hardware address: %w", err)
+		}
+		mac = now.Attrs().HardwareAddr
+	}
+	if err := h.LinkSetHardwareAddr(br, mac); err != nil {
 		return fmt.Errorf("hardware address: %w", err)
 	}
 	return nil
