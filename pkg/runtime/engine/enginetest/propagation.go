@@ -9,6 +9,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 )
 
 var propagationTests = []test{
@@ -16,6 +18,7 @@ var propagationTests = []test{
 	{"propagation/rslave", nil, func(t *testing.T, s *suite) { propagate(t, s, "rslave", true, false) }},
 	{"propagation/rshared", nil, func(t *testing.T, s *suite) { propagate(t, s, "rshared", true, true) }},
 	{"propagation/root", []Feature{SharedRoot}, rootPropagation},
+	{"propagation/root on a shared mount", nil, rootOnShared},
 }
 
 // propagate binds a shared mount of the host and mounts something on either side of it.
@@ -61,4 +64,26 @@ func rootPropagation(t *testing.T, s *suite) {
 			t.Errorf("rootfsPropagation %q: the root is %q", kind, got)
 		}
 	}
+}
+
+// rootOnShared: the root is a directory of a mount that is shared, as all are on a machine with systemd.
+func rootOnShared(t *testing.T, s *suite) {
+	dir := s.hostDir(t)
+	if err := unix.Mount(s.layer, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	b := s.box(t, s.spec("echo up; cat >/dev/null"))
+	b.cfg.Rootfs = rootfs.Rootfs{Lower: []string{dir}}
+	b.start().ready("up")
+	equal(t, "the root is a peer of the host's", strings.Contains(mountAt(t, b.pid(), "/").optional, "shared:"), false)
+	for _, m := range mountsOf(t, os.Getpid()) {
+		if strings.HasPrefix(m.point, dir+"/") {
+			t.Errorf("a mount of the container is on the host: %s", m.point)
+		}
+	}
+	b.finish()
 }

@@ -233,6 +233,11 @@ func (b *builder) attachRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|uintptr(p.flag), ""); err != nil {
 		return fmt.Errorf("cut off from the host: %w", err)
 	}
+	// A root cloned from a directory is a peer of the mount it is on, which on a machine with systemd is shared: then what is
+	// mounted below it would be the host's too, and pivot_root(2) refuses it.
+	if err := propagate(b.root, propagation{p.flag, true}); err != nil {
+		return fmt.Errorf("cut the root off from the host: %w", err)
+	}
 	err := unix.MoveMount(b.root, "", unix.AT_FDCWD, b.rootDir(), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("attach at %s: %w", b.rootDir(), err)
