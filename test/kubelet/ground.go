@@ -36,28 +36,29 @@ const address = "192.0.2.2"
 
 // newGround makes a node and starts cri-server on it. Its files are in a temporary directory, or, where the node is to
 // survive a reboot, in disk, which may hold those of an earlier start.
-func newGround(ctx context.Context, driver, disk string) (*ground, error) {
-	dir, parent, err := disk, testnode.CgroupParent("/cri-node-disk", ""), error(nil)
-	if disk == "" {
+func newGround(ctx context.Context, o settings) (*ground, error) {
+	dir, parent, err := o.disk, testnode.CgroupParent("/cri-node-disk", ""), error(nil)
+	if o.disk == "" {
 		parent = testnode.CgroupParent(fmt.Sprintf("/cri-node-%d", os.Getpid()), "")
 		if dir, err = os.MkdirTemp("", "kubelet-test-"); err != nil {
 			return nil, err
 		}
 	}
-	g := &ground{driver: driver, manifests: filepath.Join(dir, "manifests"), share: filepath.Join(dir, "share")}
+	g := &ground{driver: o.driver, manifests: filepath.Join(dir, "manifests"), share: filepath.Join(dir, "share")}
 	if err := g.privateFiles(dir); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if err := route(); err != nil {
 		return nil, err
 	}
-	if driver == "cgroupfs" {
+	if o.driver == "cgroupfs" {
 		g.cgroup = parent
 		if err := makeCgroup(g.cgroup); err != nil {
 			return nil, err
 		}
 	}
-	g.Node, err = testnode.Start(ctx, testnode.Options{Dir: dir, Cgroup: parent, Config: fmt.Sprintf("cgroup_driver = %q\n", driver)})
+	g.Node, err = testnode.Start(ctx, testnode.Options{Dir: dir, Cgroup: parent, Command: o.server,
+		Config: fmt.Sprintf("cgroup_driver = %q\n", o.driver)})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

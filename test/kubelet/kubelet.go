@@ -252,6 +252,13 @@ func (k *kubelet) pods() ([]pod, error) {
 	return k.cached, nil
 }
 
+// forget has pods ask kubelet the next time.
+func (k *kubelet) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.read = time.Time{}
+}
+
 var errNoPod = errors.New("kubelet doesn't list the pod")
 
 // pod returns the pod of a manifest.

@@ -1,7 +1,9 @@
 // Command kubelet-test runs a real kubelet, standalone with static pods, above cri-server on a test node of its own, and
 // says for each behaviour that Kubernetes promises of a pod whether it holds and how long after kubelet's start:
 //
-//	kubelet-test -kubelet BINARY [-driver systemd|cgroupfs] [-run REGEXP] [-keep DIR] [-reboot before|after -disk DIR]
+//	kubelet-test -kubelet BINARY [-driver systemd|cgroupfs] [-run REGEXP] [-keep DIR]
+//	kubelet-test -kubelet BINARY [-driver …] -reboot before|after -disk DIR
+//	kubelet-test -kubelet BINARY [-driver …] -times [-server COMMAND]
 //
 // The node (package testnode) has its own mounts and network, and with -driver cgroupfs a cgroup of its own as kubelet's
 // cgroupRoot, so that it runs on any machine; with -driver systemd kubelet makes kubepods.slice, so that pid 1 must be
@@ -38,6 +40,8 @@ func main() {
 	keep := flag.String("keep", "", "keep the logs of kubelet and cri-server in this `directory`")
 	disk := flag.String("disk", "", "the node's files are in this `directory`, which is kept")
 	reboot := flag.String("reboot", "", "before or after: the part of a reboot to be done, with -disk")
+	times := flag.Bool("times", false, "check nothing, but measure how long it takes until pods run")
+	server := flag.String("server", "", "shell `command` to run instead of cri-server, with -times; it sees NODE_DIR, NODE_SOCKET and NODE_CERTS")
 	flag.Parse()
 	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -45,7 +49,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	failed, err := test(ctx, settings{*binary, *driver, *only, *keep, *disk, *reboot})
+	failed, err := test(ctx, settings{*binary, *driver, *only, *keep, *disk, *reboot, *server, *times})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubelet-test:", err)
 	}
@@ -55,7 +59,10 @@ func main() {
 }
 
 // settings are the command line.
-type settings struct{ binary, driver, only, keep, disk, reboot string }
+type settings struct {
+	binary, driver, only, keep, disk, reboot, server string
+	times                                            bool
+}
 
 // run is one kubelet on one node, and what was found out about it.
 type run struct {
@@ -87,7 +94,7 @@ func test(ctx context.Context, o settings) (failed int, err error) {
 	if _, err := os.Stat(binary); err != nil {
 		return 0, fmt.Errorf("no kubelet (make test-kubelet builds it): %w", err)
 	}
-	g, err := newGround(ctx, o.driver, o.disk)
+	g, err := newGround(ctx, o)
 	if err != nil {
 		return 0, err
 	}
@@ -98,6 +105,9 @@ func test(ctx context.Context, o settings) (failed int, err error) {
 		defer cancel()
 		err = errors.Join(err, r.kubelet.end(), r.ground.end(clean, o.keep))
 	}()
+	if o.times {
+		return 0, r.times()
+	}
 	parts := map[string]func() error{"": r.all, "before": r.beforeReboot, "after": r.afterReboot}
 	if parts[o.reboot] == nil || (o.reboot == "") != (o.disk == "") {
 		return 0, errors.New("-reboot is before or after, and goes with -disk")
