@@ -88,6 +88,7 @@ $(CACHE)/kubelet: test/kubelet/kubelet/go.mod test/kubelet/kubelet/go.sum test/k
 	cd test/kubelet/kubelet && CGO_ENABLED=0 go build -trimpath \
 	  -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../../../$@ .
 
+.PHONY: test-cluster kubelet-times
 # A cluster of one node, with kubectl. What is Kubernetes takes some 10 minutes to build the first time, and 2.4 GB.
 test-cluster: build tools bin/crictl $(CACHE)/kubelet $(CACHE)/kubernetes
 	go build -o bin/cluster-test ./test/cluster
@@ -96,6 +97,11 @@ test-cluster: build tools bin/crictl $(CACHE)/kubelet $(CACHE)/kubernetes
 $(CACHE)/kubernetes: test/cluster/kubernetes/go.mod test/cluster/kubernetes/go.sum test/cluster/kubernetes/main.go
 	cd test/cluster/kubernetes && CGO_ENABLED=0 nice go build -trimpath \
 	  -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../../../$@ .
+
+# Times to the first pod and to ten more, beside containerd.
+kubelet-times: build tools bench-peers $(CACHE)/kubelet
+	go build -o bin/kubelet-test ./test/kubelet
+	@hack/kubelet-times
 
 lint:
 	@hack/lint

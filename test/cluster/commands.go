@@ -200,8 +200,9 @@ func portForward(r *run) error {
 
 func debugTarget(r *run) error {
 	// The web server is process 1 of its container, and the ephemeral container is to see it there.
-	out, err := r.fed("", "debug", "web", "--quiet", "-i", "--image="+busybox, "--target=web", "-c", "look", "--",
-		"sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; echo; wget -q -O - http://127.0.0.1/; cat /proc/1/root/etc/hostname")
+	// It waits for a line, or it might have ended before kubectl is attached.
+	out, err := r.fed("go\n", "debug", "web", "--quiet", "-i", "--image="+busybox, "--target=web", "-c", "look", "--",
+		"sh", "-c", "read x; cat /proc/1/cmdline | tr '\\0' ' '; echo; wget -q -O - http://127.0.0.1/; cat /proc/1/root/etc/hostname")
 	if err != nil {
 		return err
 	}
@@ -214,8 +215,8 @@ func debugCopy(r *run) error {
 	if err := errors.Join(r.ks("debug box --copy-to=copied --share-processes --image="+busybox+" -c extra -- sleep 100000"), r.ready("copied")); err != nil {
 		return err
 	}
-	out, err := r.k("debug", "node/"+nodeName, "--quiet", "-i", "--profile=sysadmin", "--image="+busybox, "--",
-		"sh", "-c", "cat /host/etc/hostname; ls /host/usr/local/bin/cri-server; cat /proc/1/comm; ip -o link | grep -c knode0")
+	out, err := r.fed("go\n", "debug", "node/"+nodeName, "--quiet", "-i", "--profile=sysadmin", "--image="+busybox, "--",
+		"sh", "-c", "read x; cat /host/etc/hostname; ls /host/usr/local/bin/cri-server; cat /proc/1/comm; ip -o link | grep -c knode0")
 	host, _ := os.Hostname()
 	return errors.Join(err, matches(out, host+"\n/host/usr/local/bin/cri-server\nsystemd\n1"),
 		r.inside("copied -c extra", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 100000' | wc -l", "[2-9]"),

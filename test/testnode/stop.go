@@ -39,7 +39,8 @@ func (n *Node) RemovePods(ctx context.Context) (int, error) {
 func (n *Node) WarmUp(ctx context.Context) error {
 	dir := filepath.Join(n.Dir, "tmp", "warm-up")
 	config := &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "warm-up", Namespace: "test", Uid: "warm-up"}, LogDirectory: dir,
-		PortMappings: []*cri.PortMapping{{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: 11999}}, Linux: &cri.LinuxPodSandboxConfig{}}
+		PortMappings: []*cri.PortMapping{{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: 11999}},
+		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: n.opts.Cgroup}}
 	r, err := n.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 	if err != nil {
 		return fmt.Errorf("warm up: run: %w", err)
