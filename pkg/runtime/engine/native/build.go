@@ -220,23 +220,23 @@ func (b *builder) asContainerRoot() error {
 // attachRoot mounts the root over the empty one. Where there are hooks it cuts the copied mounts off the host and attaches
 // the root at the bundle's rootfs directory, where hooks look for it.
 func (b *builder) attachRoot() error {
+	p := propagations[b.spec.Linux.RootfsPropagation]
+	if p.flag != unix.MS_PRIVATE {
+		p.flag = unix.MS_SLAVE
+	}
+	// A root cloned from a directory is a peer of the mount it is on, which on a machine with systemd is shared: then what is
+	// mounted below it would be the host's too, and pivot_root(2) refuses it.
+	if err := propagate(b.root, propagation{p.flag, true}); err != nil {
+		return fmt.Errorf("cut the root off from the host: %w", err)
+	}
 	if b.nested() {
 		if err := unix.MoveMount(b.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return fmt.Errorf("attach: %w", err)
 		}
 		return nil
 	}
-	p := propagations[b.spec.Linux.RootfsPropagation]
-	if p.flag != unix.MS_PRIVATE {
-		p.flag = unix.MS_SLAVE
-	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|uintptr(p.flag), ""); err != nil {
 		return fmt.Errorf("cut off from the host: %w", err)
-	}
-	// A root cloned from a directory is a peer of the mount it is on, which on a machine with systemd is shared: then what is
-	// mounted below it would be the host's too, and pivot_root(2) refuses it.
-	if err := propagate(b.root, propagation{p.flag, true}); err != nil {
-		return fmt.Errorf("cut the root off from the host: %w", err)
 	}
 	err := unix.MoveMount(b.root, "", unix.AT_FDCWD, b.rootDir(), unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err != nil {
