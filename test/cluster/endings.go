@@ -27,6 +27,7 @@ var afterReboot = []behaviour{
 	{"after a reboot: the same pods run again, with new sandboxes, and their restarts are counted", cameBack},
 	{"after a reboot: logs, also of before", logsAfter},
 	{"after a reboot: the Service answers", serviceAfter},
+	{"memory pressure: the pod that takes more than it asked for is evicted, with what it took", pressure},
 	{"after a reboot: everything deleted, nothing left in runtime, cgroups, network", allGone},
 }
 
@@ -97,7 +98,7 @@ func namespaceGone(r *run) error {
 // meant are the warnings that behaviours provoke: reason, and what the object's name starts with.
 var meant = map[string][]string{
 	"FailedCreatePodSandBox": {"by-nobody"}, "Failed": {"absent", "never"}, "BackOff": {"absent", "never", "talker", "fails"}, "ErrImageNeverPull": {"never"},
-	"Evicted": {"fills-", "hog", "modest"}, "EvictionThresholdMet": {nodeName}, "ExceededGracePeriod": {"fills-"},
+	"Evicted": {"fills-", "hog"}, "ExceededGracePeriod": {"fills-"},
 	"FailedScheduling": {""}, "NodeNotReady": {""}, "InvalidDiskCapacity": {nodeName}, "CgroupV1": {nodeName}, "BackoffLimitExceeded": {"fails"},
 	"PodFailurePolicy": {"fails"}, "FailedToRetrieveImagePullSecret": {""}, "Rebooted": {nodeName}, "FailedMount": {""},
 	"FailedToCreateEndpoint": {"shop"},
