@@ -67,8 +67,11 @@ func (r *run) times() error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
 	fmt.Printf("times: running %.2f ready %.2f ten %.2f\n", first.Sub(began).Seconds(), ready.Seconds(), last.Sub(placed).Seconds())
-	return err
+	return nil
 }
 
 // untilReady looks more often than until does.
