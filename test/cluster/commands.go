@@ -216,7 +216,7 @@ func debugCopy(r *run) error {
 		return err
 	}
 	out, err := r.fed("go\n", "debug", "node/"+nodeName, "--quiet", "-i", "--profile=sysadmin", "--image="+busybox, "--",
-		"sh", "-c", "read x; cat /host/etc/hostname; ls /host/usr/local/bin/cri-server; cat /proc/1/comm; ip -o link | grep -c knode0")
+		"sh", "-c", "read x; cat /host/etc/hostname; ls /host/usr/local/bin/cri-server; cat /proc/1/comm; ip -o link | grep -c ' knode0@'")
 	host, _ := os.Hostname()
 	return errors.Join(err, matches(out, host+"\n/host/usr/local/bin/cri-server\nsystemd\n1"),
 		r.inside("copied -c extra", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 100000' | wc -l", "[2-9]"),
