@@ -73,7 +73,7 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	s.trim = newTrimmer()
+	s.trim.start()
 	undo = append(undo, s.trim.stop)
 	if err := s.openPods(); err != nil {
 		return nil, err

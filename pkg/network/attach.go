@@ -41,8 +41,10 @@ func (n *CNI) Attach(ctx context.Context, p Pod) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
-	if err := netns.Do(p.NetNS, netns.Prepare); err != nil {
-		return nil, fmt.Errorf("attach: %w", err)
+	if !netns.Prepared(p.NetNS) {
+		if err := netns.Do(p.NetNS, netns.Prepare); err != nil {
+			return nil, fmt.Errorf("attach: %w", err)
+		}
 	}
 	n.mu.Lock()
 	n.active[p.ID] = true

@@ -14,7 +14,7 @@ type envelope struct {
 	Version int             `json:"version"`
 	ID      string          `json:"id"`
 	BootID  string          `json:"boot_id"`
-	Data    json.RawMessage `json:"data"`
+	Data    json.RawMessage `json:"data,omitempty"`
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -24,11 +24,16 @@ func encode(id string, version int, boot string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := json.Marshal(envelope{Version: version, ID: id, BootID: boot, Data: data})
+	head, err := json.Marshal(envelope{Version: version, ID: id, BootID: boot})
 	if err != nil {
 		return nil, err
 	}
-	b = append(b, '\n')
+	// Put in by hand: encoding/json would go over data, which it has just made, once more.
+	b := make([]byte, 0, len(head)+len(data)+len(`,"data":`)+len("}\ncrc32c:00000000\n"))
+	b = append(b, head[:len(head)-1]...)
+	b = append(b, `,"data":`...)
+	b = append(b, data...)
+	b = append(b, "}\n"...)
 	return append(b, sumLine(b)...), nil
 }
 

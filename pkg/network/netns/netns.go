@@ -14,8 +14,8 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
-// pinned holds the paths that this process pinned and has not removed: garbage collection must not take a namespace
-// whose pod is just being made.
+// pinned holds the paths that this process pinned and has not removed, and whether the namespace was made by Create:
+// garbage collection must not take a namespace whose pod is just being made.
 var pinned sync.Map
 
 // Pinned reports whether this process made the pin at path and has not removed it.
@@ -24,10 +24,16 @@ func Pinned(path string) bool {
 	return ok
 }
 
+// Prepared reports whether Create has made the namespace at path, and so Prepare has been called in it.
+func Prepared(path string) bool {
+	made, ok := pinned.Load(path)
+	return ok && made.(bool)
+}
+
 // Create makes a new network namespace with lo up, pins it at dir/name and returns that path. New links in it don't
 // wait for duplicate address detection. errdefs.ErrAlreadyExists when a namespace is pinned there.
 func Create(dir, name string) (string, error) {
-	return pin(dir, name, func(path string) error {
+	path, err := pin(dir, name, func(path string) error {
 		return onThread(func() error {
 			// unshare(2): for this thread only; onThread switches it back.
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -42,6 +48,10 @@ func Create(dir, name string) (string, error) {
 			return bind("/proc/thread-self/ns/net", path) // thread-self: Linux 3.17
 		})
 	})
+	if err == nil {
+		pinned.Store(path, true)
+	}
+	return path, err
 }
 
 // PinFD pins the network namespace that fd refers to at dir/name. The caller keeps fd.
@@ -154,7 +164,7 @@ func pin(dir, name string, mount func(path string) error) (_ string, err error) 
 		return "", fmt.Errorf("pin network namespace: %w", err)
 	}
 	_ = f.Close()
-	pinned.Store(path, true)
+	pinned.Store(path, false)
 	if err = faultpoint.Hit("netns.pin.file"); err == nil {
 		err = mount(path)
 	}

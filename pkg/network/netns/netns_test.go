@@ -197,3 +197,26 @@ func BenchmarkCreateRemove(b *testing.B) {
 		}
 	}
 }
+
+func TestPrepared(t *testing.T) {
+	testns.Root(t)
+	made, err := Create("/run/netns", "cri-made")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned, err := PinPID("/run/netns", "cri-pinned", os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !Prepared(made) || Prepared(pinned) || !Pinned(pinned) {
+		t.Errorf("made: %v; pinned: %v, %v", Prepared(made), Prepared(pinned), Pinned(pinned))
+	}
+	for _, p := range []string{made, pinned} {
+		if err := Remove(p); err != nil {
+			t.Error(err)
+		}
+	}
+	if Prepared(made) {
+		t.Error("after its removal")
+	}
+}

@@ -92,10 +92,26 @@ func (f *frame) closeFiles() {
 
 // decode parses the body into v.
 func (f *frame) decode(v any) error {
-	if err := json.Unmarshal(f.body, v); err != nil {
+	if err := unmarshal(f.body, v); err != nil {
 		return fmt.Errorf("message of kind %d: %w: %w", f.kind, err, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// marshal is json.Marshal, which goes once more over all that a Marshaler has made, and messages are long.
+func marshal(v any) ([]byte, error) {
+	if m, ok := v.(json.Marshaler); ok {
+		return m.MarshalJSON()
+	}
+	return json.Marshal(v)
+}
+
+// unmarshal is json.Unmarshal, which goes twice over all that an Unmarshaler is given.
+func unmarshal(b []byte, v any) error {
+	if u, ok := v.(json.Unmarshaler); ok {
+		return u.UnmarshalJSON(b)
+	}
+	return json.Unmarshal(b, v)
 }
 
 // header is a decoded frame header.
@@ -159,7 +175,7 @@ func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, f
 	var body []byte
 	if v != nil {
 		var err error
-		if body, err = json.Marshal(v); err != nil {
+		if body, err = marshal(v); err != nil {
 			return fmt.Errorf("message of kind %d: %w", k, err)
 		}
 	}

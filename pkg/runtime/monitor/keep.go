@@ -22,6 +22,22 @@ type kept struct {
 	Synced  bool            `json:"synced,omitempty"`  // all that there was has been told
 }
 
+// MarshalJSON implements json.Marshaler. Data is JSON that was just made; encoding/json would go over it once more.
+func (k kept) MarshalJSON() ([]byte, error) {
+	type plain kept
+	head := plain(k)
+	head.Data = nil
+	b, err := json.Marshal(head)
+	if err != nil || len(k.Data) == 0 {
+		return b, err
+	}
+	b = append(b[:len(b)-1], `,"data":`...)
+	if len(b) == len(`{,"data":`) { // nothing before it
+		b = append(b[:1], `"data":`...)
+	}
+	return append(append(b, k.Data...), '}'), nil
+}
+
 // keepers are those who hold what would go with this process: connections of cri-server, and systemd.
 type keepers struct {
 	mu    sync.Mutex
