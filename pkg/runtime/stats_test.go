@@ -128,7 +128,7 @@ func TestMeasureLayersDoesNotWaitLong(t *testing.T) {
 	c.layers.measure, c.layers.tasks = f.measure, &f.tasks
 	begin := time.Now()
 	c.MeasureLayers(context.Background(), &Container{ID: "a"}, &Container{ID: "b"}, &Container{ID: "x", Broken: "yes"})
-	if took := time.Since(begin); took < layerPatience || took > 20*layerPatience {
+	if took := time.Since(begin); took < layerPatience || took > time.Minute {
 		t.Errorf("waited for %v", took)
 	}
 	if _, ok := c.LayerUsage("a"); ok {

@@ -98,7 +98,7 @@ func TestExecSyncTimeout(t *testing.T) {
 		if status.Code(err) != codes.DeadlineExceeded {
 			t.Errorf("%s: %v", name, err)
 		}
-		if took := time.Since(began); took < time.Second || took > 5*time.Second {
+		if took := time.Since(began); took < time.Second || took > time.Minute {
 			t.Errorf("%s: took %s", name, took)
 		}
 	}

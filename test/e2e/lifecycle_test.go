@@ -178,7 +178,7 @@ func TestStopIsResumed(t *testing.T) {
 	})
 	began := time.Now()
 	r, err := f.Runtime.Status(f.ctx, &cri.StatusRequest{})
-	if took := time.Since(began); err != nil || took > 8*time.Second || r.Status.Conditions[0].Status {
+	if took := time.Since(began); err != nil || took > time.Minute || r.Status.Conditions[0].Status {
 		t.Errorf("status with a hung monitor: %v, %v, after %s", r, err, took)
 	}
 	if err := f.KillServer(); err != nil {

@@ -152,7 +152,7 @@ func (f *fixture) refuses(t *testing.T, r refusal) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("took %s", took)
 	}
 	s := status.Convert(err)

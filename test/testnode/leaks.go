@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -56,16 +58,58 @@ func Take() Snapshot {
 	return s
 }
 
-// Added lists, sorted, what after has and s has not.
+// Added lists, sorted, what after has and s has not, but for cgroups in which only processes of others are now: cgroups are
+// the whole machine's, and other runtimes may be at work.
 func (s Snapshot) Added(after Snapshot) []string {
 	var added []string
+	var own map[int]bool
 	for k := range after {
-		if !s[k] {
-			added = append(added, k)
+		if s[k] {
+			continue
 		}
+		if dir, ok := strings.CutPrefix(k, "cgroup "); ok {
+			if own == nil {
+				own = family()
+			}
+			if ofOthers(dir, own) {
+				continue
+			}
+		}
+		added = append(added, k)
 	}
 	sort.Strings(added)
 	return added
+}
+
+// Still lists what is in both, of two looks one after the other: what others make and remove meanwhile is in one of them.
+func Still(before, now []string) []string {
+	return slices.DeleteFunc(now, func(k string) bool { return !slices.Contains(before, k) })
+}
+
+// family are the processes of this run: with package testns around it, all that it has ever started.
+func family() map[int]bool {
+	own := map[int]bool{os.Getpid(): true}
+	for _, p := range Descendants(os.Getppid()) {
+		own[p.Pid] = true
+	}
+	return own
+}
+
+// ofOthers tells whether there are processes in or below a cgroup, and none of them is own.
+func ofOthers(dir string, own map[int]bool) bool {
+	others, mine := false, false
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil //nolint:nilerr // as in cgroups
+		}
+		b, _ := os.ReadFile(path + "/cgroup.procs")
+		for _, f := range strings.Fields(string(b)) {
+			pid, _ := strconv.Atoi(f)
+			others, mine = others || !own[pid], mine || own[pid]
+		}
+		return nil
+	})
+	return others && !mine
 }
 
 func (s Snapshot) mounts() {

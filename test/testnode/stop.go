@@ -59,7 +59,8 @@ func (n *Node) WarmUp(ctx context.Context) error {
 func (n *Node) Leaks(before Snapshot, ids []string, keep ...string) []string {
 	dirs := []string{n.State, filepath.Join(n.Dir, "root"), filepath.Join(n.Dir, "tmp"), "/run"}
 	var left []string
-	for range 100 {
+	for look := range 100 {
+		last := left
 		left = append(slices.DeleteFunc(before.Added(Take()), func(l string) bool {
 			return strings.HasPrefix(l, "cgroup ") && strings.Contains(l, n.opts.Cgroup) && !ofContainer(l)
 		}), Find(ids, dirs...)...)
@@ -71,6 +72,9 @@ func (n *Node) Leaks(before Snapshot, ids []string, keep ...string) []string {
 		left = slices.DeleteFunc(left, func(l string) bool {
 			return slices.ContainsFunc(keep, func(id string) bool { return strings.Contains(l, id) })
 		})
+		if look > 0 {
+			left = Still(last, left)
+		}
 		if len(left) == 0 {
 			break
 		}

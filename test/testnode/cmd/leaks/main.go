@@ -41,8 +41,12 @@ func run(what, file string) error {
 		return err
 	}
 	var left []string
-	for range 50 { // the kernel takes down namespaces after their last process
-		if left = before.Added(testnode.Take()); len(left) == 0 {
+	for look := range 50 { // the kernel takes down namespaces after their last process
+		last := left
+		if left = before.Added(testnode.Take()); look > 0 {
+			left = testnode.Still(last, left)
+		}
+		if len(left) == 0 {
 			fmt.Printf("leak check: nothing left (%d mounts, interfaces, namespaces, cgroups, rules and directories compared)\n", len(before))
 			return nil
 		}
