@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -74,13 +75,13 @@ func (w *worker) change(c *container, f func()) {
 
 func (w *worker) start(ctx context.Context, c *container) error {
 	w.change(c, nil)
-	refused := false
+	refused, why, deaths := false, "", w.t.tally.monitors.Load()
 	err := w.call(ctx, "StartContainer", func(ctx context.Context) error {
 		_, err := w.t.node.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.id})
 		if status.Code(err) == codes.FailedPrecondition { // an earlier try was carried out, or refused
 			r, serr := w.t.node.Runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.id})
 			if serr == nil && r.Status.State == cri.ContainerState_CONTAINER_EXITED {
-				refused = r.Status.StartedAt == 0
+				refused, why = r.Status.StartedAt == 0, r.Status.Reason+" "+r.Status.Message
 				w.t.trace("worker %d: %s: status after a start: %s %d %s", w.n, shortID(c.id), r.Status.Reason, r.Status.ExitCode, oneLine(r.Status.Message))
 				return nil
 			}
@@ -92,8 +93,13 @@ func (w *worker) start(ctx context.Context, c *container) error {
 	}
 	if refused {
 		w.t.tally.refused.Add(1)
-		if !w.t.o.errors {
-			return fmt.Errorf("container %s: its start was refused though nothing was wrong with it", shortID(c.id))
+		// Whether the program of a container has begun is not known when cri-monitor dies while it lets it begin.
+		cut := strings.Contains(why, "cut short by the death")
+		if cut {
+			err = w.await(ctx, "cri-monitor was killed", func() bool { return w.t.tally.monitors.Load() > deaths })
+		}
+		if (!cut || err != nil) && !w.t.o.errors {
+			return fmt.Errorf("container %s: its start was refused: %s", shortID(c.id), why)
 		}
 	}
 	w.change(c, func() {

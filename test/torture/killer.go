@@ -132,7 +132,7 @@ func (t *torture) killStarting(ctx context.Context) error {
 	if err := t.killServer(); err != nil {
 		return err
 	}
-	for range 1 + t.killer.IntN(4) {
+	for range 1 + t.killer.IntN(6) {
 		if err := t.node.LaunchServer(); err != nil {
 			return err
 		}
@@ -163,10 +163,10 @@ func (t *torture) killMonitor(ctx context.Context) error {
 		return fmt.Errorf("there is no cri-monitor")
 	}
 	t.trace("killer: cri-monitor %d", pid)
+	t.tally.monitors.Add(1)
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return fmt.Errorf("kill cri-monitor: %w", err)
 	}
-	t.tally.monitors.Add(1)
 	return t.monitorBack(ctx, pid)
 }
 
@@ -195,9 +195,9 @@ func (t *torture) killBoth(ctx context.Context) error {
 	if t.killer.IntN(2) == 0 {
 		_ = unix.Kill(t.node.ServerPid(), unix.SIGKILL)
 	}
-	_ = unix.Kill(pid, unix.SIGKILL)
 	t.tally.monitors.Add(1)
 	t.tally.both.Add(1)
+	_ = unix.Kill(pid, unix.SIGKILL)
 	return t.restart(ctx)
 }
 
