@@ -10,9 +10,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/test/testnode"
@@ -27,6 +29,30 @@ type written struct {
 	Error   string          // of write(2)
 	Longest time.Duration   // of one write(2)
 	Stalls  []time.Duration // those above 10 ms
+	// Asleep is the longest that a write(2) slept, waiting for a reader: without the time for which the machine, being
+	// busy, let the writer wait for a processor.
+	Asleep time.Duration
+	Over   int // how often Asleep was above 50 ms
+	Pipe   int // size of the pipe at the end, in bytes
+}
+
+// processor is what the calling thread, which must stay the same, has had and has waited for: schedstat in
+// proc_pid_schedstat(5), in ns.
+type processor struct{ file int }
+
+func (p processor) used() time.Duration {
+	b := make([]byte, 64)
+	n, err := unix.Pread(p.file, b, 0)
+	if err != nil {
+		return 0
+	}
+	f := bytes.Fields(b[:n])
+	if len(f) < 2 {
+		return 0
+	}
+	ran, _ := strconv.ParseInt(string(f[0]), 10, 64)
+	waited, _ := strconv.ParseInt(string(f[1]), 10, 64)
+	return time.Duration(ran + waited)
 }
 
 func line(b []byte, n int64) []byte {
@@ -43,6 +69,12 @@ func write(o *options) error {
 	pause := time.Duration(chunk * lineSize / (o.rate * 1e6) * float64(time.Second))
 	var w written
 	var buf, one []byte
+	runtime.LockOSThread()
+	file, err := unix.Open("/proc/thread-self/schedstat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	p := processor{file}
 	for end, next := time.Now().Add(o.length), time.Now(); time.Now().Before(end); next = next.Add(pause) {
 		time.Sleep(time.Until(next))
 		buf = buf[:0]
@@ -50,18 +82,23 @@ func write(o *options) error {
 			one = line(one, w.Lines+i)
 			buf = append(buf, one...)
 		}
-		began := time.Now()
-		if _, err := os.Stdout.Write(buf); err != nil {
+		used, began := p.used(), time.Now()
+		if err := writeAll(buf); err != nil {
 			w.Error = err.Error()
 			break
 		}
 		took := time.Since(began)
+		asleep := took - (p.used() - used)
+		if w.Asleep = max(w.Asleep, asleep); asleep > 50*time.Millisecond {
+			w.Over++
+		}
 		w.Lines += chunk
 		w.Longest = max(w.Longest, took)
 		if took > 10*time.Millisecond {
 			w.Stalls = append(w.Stalls, took)
 		}
 	}
+	w.Pipe, _ = unix.FcntlInt(1, unix.F_GETPIPE_SZ, 0)
 	b, err := json.Marshal(w)
 	if err == nil {
 		err = os.WriteFile(o.write+".new", b, 0o644)
@@ -70,6 +107,18 @@ func write(o *options) error {
 		err = os.Rename(o.write+".new", o.write)
 	}
 	return err
+}
+
+// writeAll writes from this thread, and to its end.
+func writeAll(b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(1, b)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
 }
 
 // writer is the container, seen from outside, and its log so far.
@@ -187,6 +236,7 @@ func (w *writer) report() error {
 		}
 	}
 	fmt.Printf(", above 50 ms: %d\n", over)
+	fmt.Printf("longest sleep in write(2): %v; above 50 ms: %d; the pipe holds %d bytes\n", v.Asleep.Round(10*time.Microsecond), v.Over, v.Pipe)
 	if v.Error != "" || v.Lines != w.lines {
 		return fmt.Errorf("wrote %d lines, found %d %s", v.Lines, w.lines, v.Error)
 	}
