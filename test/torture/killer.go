@@ -77,9 +77,9 @@ func (t *torture) round(ctx context.Context) error {
 		return t.killBoth(ctx)
 	case n < 40 && t.faults != "":
 		return t.killServerAt(ctx)
-	case n < 46 && t.faults != "" && t.o.errors:
+	case n >= 60 && n < 85 && t.faults != "" && t.o.errors:
 		return t.inject(ctx)
-	case n < 60:
+	case n < 60 && n >= 46:
 		return t.killStarting(ctx)
 	}
 	sleep(ctx, t.moment(200*time.Millisecond))
@@ -309,21 +309,26 @@ func (t *torture) killMonitorAt(ctx context.Context) error {
 	return t.monitorBack(ctx, 0)
 }
 
-// inject has the server get an error at a fault point.
+// inject has the server get errors at some fault points, until one has come or a moment is over.
 func (t *torture) inject(ctx context.Context) error {
-	program := "cri-server"
+	const program = "cri-server"
 	names := []string{"EIO", "ENOSPC", "EMFILE", "ENOMEM", "EINTR"}
-	r := faultpoint.Rule{Point: t.point(false), N: 1 + t.killer.IntN(3), Action: faultpoint.Action(names[t.killer.IntN(len(names))])}
-	if err := t.arm(program, r); err != nil {
+	var rules []faultpoint.Rule
+	for range 4 {
+		rules = append(rules, faultpoint.Rule{Point: t.point(false), N: 1 + t.killer.IntN(2), Action: faultpoint.Action(names[t.killer.IntN(len(names))])})
+	}
+	if err := t.arm(program, rules...); err != nil {
 		return err
 	}
-	sleep(ctx, 300*time.Millisecond)
-	if err := t.arm(program); err != nil {
-		return err
+	var fired []string
+	var err error
+	for began := time.Now(); len(fired) == 0 && err == nil && time.Since(began) < time.Second && ctx.Err() == nil; {
+		sleep(ctx, 20*time.Millisecond)
+		fired, err = faultpoint.Fired(t.faults, program)
 	}
-	fired, err := faultpoint.Fired(t.faults, program)
+	t.trace("killer: errors came: %v", fired)
 	t.tally.injected.Add(int64(len(fired)))
-	return errors.Join(err, os.RemoveAll(filepath.Join(t.faults, program+".fired")))
+	return errors.Join(err, t.arm(program), os.RemoveAll(filepath.Join(t.faults, program+".fired")))
 }
 
 func (t *torture) arm(program string, rules ...faultpoint.Rule) error {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -105,6 +106,7 @@ func run(o *options) (err error) {
 		return errors.Join(kerr, err)
 	}
 	fmt.Printf("%d kills of cri-server, %d of cri-monitor\n", k.servers, k.monitors)
+	k.absent(w.id)
 	return errors.Join(kerr, w.report())
 }
 
@@ -114,6 +116,7 @@ type killer struct {
 	o                 *options
 	u                 *testnode.Unit
 	servers, monitors int
+	killed            []time.Time // cri-monitor
 }
 
 func (k *killer) run(ctx context.Context, w *writer) error {
@@ -133,12 +136,14 @@ func (k *killer) run(ctx context.Context, w *writer) error {
 			k.servers++
 			if k.u != nil && k.servers%5 == 0 && k.o.monitor > 0 { // both at once
 				k.u.Kill()
+				k.killed = append(k.killed, time.Now())
 				k.monitors++
 			}
 			if err := k.n.StartServer(ctx); err != nil {
 				return err
 			}
 		case <-monitor:
+			k.killed = append(k.killed, time.Now())
 			if err := k.killMonitor(); err != nil {
 				return err
 			}
@@ -148,6 +153,33 @@ func (k *killer) run(ctx context.Context, w *writer) error {
 				return err
 			}
 		}
+	}
+}
+
+// absent prints for how long nobody read the container's output: from each kill to the line in the next cri-monitor's
+// log that it was taken back.
+func (k *killer) absent(id string) {
+	b, _ := os.ReadFile("/run/cri-server/monitor/monitor.log")
+	var back []time.Time
+	for line := range strings.Lines(string(b)) {
+		stamp, rest, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+		at, err := time.Parse(time.RFC3339Nano, stamp)
+		if err == nil && strings.Contains(rest, "container taken back") && strings.Contains(rest, id) {
+			back = append(back, at)
+		}
+	}
+	var gaps []time.Duration
+	for _, at := range k.killed {
+		for _, b := range back {
+			if b.After(at) {
+				gaps = append(gaps, b.Sub(at))
+				break
+			}
+		}
+	}
+	slices.Sort(gaps)
+	if n := len(gaps); n > 0 {
+		fmt.Printf("without a reader after a kill: shortest %v, median %v, longest %v\n", gaps[0], gaps[n/2], gaps[n-1])
 	}
 }
 
