@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/coreos/go-systemd/v22/activation"
@@ -95,7 +94,7 @@ func removeStale(ctx context.Context, path string) error {
 	if st.Mode().Type() != fs.ModeSocket {
 		return fmt.Errorf("socket: %s is there and is no socket: %w", path, errdefs.ErrAlreadyExists)
 	}
-	d := net.Dialer{Timeout: 2 * time.Second}
+	var d net.Dialer // without a timeout: connect(2) to a unix socket does not wait here, and a busy machine is no answer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
 		defer c.Close()

@@ -40,7 +40,7 @@ func (t *torture) kill(ctx context.Context) error {
 		if t.o.kills > 0 && t.tally.servers.Load() >= int64(t.o.kills) || time.Since(t.began) > t.o.length {
 			return nil
 		}
-		for t.oldest() > stuckTime/3 && ctx.Err() == nil { // a call is owed some time
+		for t.oldest() > stuckTime/6 && ctx.Err() == nil { // a call is owed some time
 			sleep(ctx, 20*time.Millisecond)
 		}
 		if err := t.round(ctx); err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/status"
 )
 
@@ -128,6 +129,12 @@ func (t *torture) keep() string {
 	if err != nil {
 		return err.Error()
 	}
+	for _, pid := range []int{t.node.ServerPid(), t.monitorPid()} { // their goroutines tell in the logs where they are
+		if pid > 0 {
+			_ = unix.Kill(pid, unix.SIGQUIT)
+		}
+	}
+	time.Sleep(time.Second) // for that to be written: there is no event for it
 	root := filepath.Join(t.node.Dir, "root")
 	sources := []string{t.node.Log(), t.node.Log() + ".old", filepath.Join(t.node.Dir, "torture.log"), filepath.Join(monitorDir, "monitor.log"),
 		filepath.Join(root, "sandboxes"), filepath.Join(root, "containers"), filepath.Join(t.node.Dir, "tmp")}

@@ -16,6 +16,7 @@ import (
 type File struct {
 	dir, path string
 	fd        int
+	next      int       // see Prepare; -1: none
 	part      [2][]byte // per stream: the line whose newline has not come yet
 	clock     clock
 
@@ -36,7 +37,7 @@ func Open(dir, path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &File{dir: dir, path: path, fd: fd, now: time.Now, write: unix.Write}, nil
+	return &File{dir: dir, path: path, fd: fd, next: -1, now: time.Now, write: unix.Write}, nil
 }
 
 // Path of the file, as it was asked for.
@@ -105,10 +106,39 @@ func (f *File) Retry() error {
 // Reopen goes on in a new file of the same name, after the old one was renamed. On error the old file stays in use and
 // no new one was made. A record that could be written only in part moves to the new file as a whole.
 func (f *File) Reopen() error {
+	if err := f.Prepare(); err != nil {
+		return err
+	}
+	f.Switch()
+	return nil
+}
+
+// Prepare opens the file that Switch will go on in; FD is its descriptor from now on. So whoever keeps descriptors has the
+// new one before a record is in the new file: a process that dies in between would else be followed by one that goes on
+// in the old file, behind what the new one has. On error nothing has changed.
+func (f *File) Prepare() error {
 	_ = f.Retry()
 	fd, err := open(f.dir, f.path)
 	if err != nil {
 		return err
+	}
+	f.discard()
+	f.next = fd
+	return nil
+}
+
+// discard closes what was prepared.
+func (f *File) discard() {
+	if f.next >= 0 {
+		unix.Close(f.next)
+		f.next = -1
+	}
+}
+
+// Switch goes on in the file that was prepared, if there is one.
+func (f *File) Switch() {
+	if f.next < 0 {
+		return
 	}
 	if f.wrote > 0 {
 		var st unix.Stat_t
@@ -121,9 +151,8 @@ func (f *File) Reopen() error {
 		}
 	}
 	unix.Close(f.fd)
-	f.fd = fd
+	f.fd, f.next = f.next, -1
 	_ = f.Retry()
-	return nil
 }
 
 // Close closes the file. Records that wait get one last chance; the error tells how many bytes were lost.
@@ -132,6 +161,7 @@ func (f *File) Close() error {
 	if err != nil {
 		err = fmt.Errorf("%d bytes of output lost: %w", f.Waiting(), err)
 	}
+	f.discard()
 	unix.Close(f.fd)
 	f.fd, f.held, f.part = -1, nil, [2][]byte{}
 	return err

@@ -27,7 +27,7 @@ func (f *File) State() State {
 
 // Resume goes on with a File whose descriptor and State came from another process. It owns the descriptor.
 func Resume(fd int, s State) *File {
-	f := &File{dir: s.Dir, path: s.Path, fd: fd, now: time.Now, write: unix.Write}
+	f := &File{dir: s.Dir, path: s.Path, fd: fd, next: -1, now: time.Now, write: unix.Write}
 	f.clock.last = s.Last
 	for i, p := range s.Part {
 		f.part[i] = bytes.Clone(p)
@@ -39,8 +39,13 @@ func Resume(fd int, s State) *File {
 	return f
 }
 
-// FD is the descriptor of the file; it stays the File's.
-func (f *File) FD() int { return f.fd }
+// FD is the descriptor of the file, or of the one that was prepared; it stays the File's.
+func (f *File) FD() int {
+	if f.next >= 0 {
+		return f.next
+	}
+	return f.fd
+}
 
 // Now is the time for the next AppendAt.
 func (f *File) Now() time.Time { return f.now() }

@@ -243,9 +243,7 @@ func (c *conn) unary(f *frame) (any, error) {
 	case kindKillSession:
 		return nil, ct.execs.killSession(t.Session)
 	case kindReopenLog:
-		err := ct.streams.ReopenLog(ctx)
-		ct.keep()
-		return nil, err
+		return nil, ct.streams.ReopenLog(ctx, ct.keep)
 	case kindResize:
 		return nil, ct.streams.Resize(ctx, t.Width, t.Height)
 	}

@@ -46,7 +46,8 @@ type Streams struct {
 	attachments []*Attachment
 	stopped     bool // the container's process has ended
 	open        int  // outs not at their end
-	blocked     bool // the log holds as much as it may
+	blocked     bool // the log holds as much as it may, or is being reopened
+	reopening   bool // the new file is not used yet
 	drained     chan struct{}
 }
 
@@ -135,6 +136,7 @@ func (s *Streams) Close() {
 
 func (s *Streams) close() {
 	s.stopped = true
+	s.reopened()
 	for _, o := range s.outs {
 		if !s.blocked {
 			o.last()
@@ -156,16 +158,40 @@ func (s *Streams) close() {
 	s.slot = -1
 }
 
-// ReopenLog goes on in a new log file; on error the old one stays.
-func (s *Streams) ReopenLog(ctx context.Context) error {
-	return s.l.call(ctx, func() error {
-		if s.log == nil {
+// ReopenLog goes on in a new log file; on error the old one stays. Before anything is in the new one, keep is called,
+// which gives its descriptor (Save) to those who keep it; meanwhile the output is left in its pipes.
+func (s *Streams) ReopenLog(ctx context.Context, keep func()) error {
+	err := s.l.call(ctx, func() error {
+		switch {
+		case s.log == nil:
 			return nil
+		case s.reopening:
+			return fmt.Errorf("the log of container %s is being reopened: %w", s.id, errdefs.ErrUnavailable)
 		}
-		err := s.log.Reopen()
+		if err := s.log.Prepare(); err != nil {
+			return err
+		}
+		s.reopening = true
 		s.settleLog()
-		return err
+		return nil
 	})
+	if err != nil {
+		if ctx.Err() != nil { // it is done later
+			s.l.post(s.reopened)
+		}
+		return err
+	}
+	keep()
+	return s.l.call(context.WithoutCancel(ctx), func() error { s.reopened(); return nil })
+}
+
+// reopened goes on in the new file.
+func (s *Streams) reopened() {
+	if s.reopening && s.log != nil {
+		s.log.Switch()
+	}
+	s.reopening = false
+	s.settleLog()
 }
 
 // Resize sets the terminal's size in characters. ErrFailedPrecondition without a terminal.
@@ -204,7 +230,7 @@ func (s *Streams) settleLog() {
 			s.l.log.Warn("container log can't be written, its output waits", "container", s.id, "waiting", waiting, "err", s.log.Err())
 		}
 	}
-	blocked := waiting >= maxHeld
+	blocked := waiting >= maxHeld || s.reopening
 	if blocked == s.blocked {
 		return
 	}
