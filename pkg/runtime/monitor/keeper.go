@@ -38,6 +38,7 @@ type keeper struct {
 	// What follows belongs to the keeper's goroutine.
 	journal part
 	parts   map[string]part
+	told    map[string]bool // of which the present cri-monitor has told, until it has told of all; then nil
 	packer  packer
 }
 
@@ -197,13 +198,13 @@ func (k *keeper) hold(ctx context.Context) error {
 		return err
 	}
 	f.closeFiles()
-	told := map[string]bool{}
+	k.told = map[string]bool{}
 	for {
 		f, err := readFrame(uc, nil)
 		if err != nil {
 			return lost(err)
 		}
-		err = k.take(f, told)
+		err = k.take(f)
 		f.closeFiles()
 		if err != nil {
 			return err
@@ -211,8 +212,8 @@ func (k *keeper) hold(ctx context.Context) error {
 	}
 }
 
-// take handles one message; told are the containers that this cri-monitor has told of until it was synced.
-func (k *keeper) take(f *frame, told map[string]bool) error {
+// take handles one message.
+func (k *keeper) take(f *frame) error {
 	var v kept
 	if err := f.decode(&v); err != nil || f.kind != kindKept {
 		return fmt.Errorf("message of kind %d from cri-monitor: %w", f.kind, errors.Join(err, errdefs.ErrInternal))
@@ -220,11 +221,12 @@ func (k *keeper) take(f *frame, told map[string]bool) error {
 	switch {
 	case v.Synced:
 		for id, p := range k.parts { // gone since another connection told of them
-			if !told[id] {
+			if !k.told[id] {
 				closeFDs(p.fds)
 				delete(k.parts, id)
 			}
 		}
+		k.told = nil
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		select {
@@ -249,7 +251,10 @@ func (k *keeper) take(f *frame, told map[string]bool) error {
 	}
 	closeFDs(k.parts[v.ID].fds)
 	p.Data, p.packed = k.packer.pack(p.Data)
-	k.parts[v.ID], told[v.ID] = p, true
+	k.parts[v.ID] = p
+	if k.told != nil {
+		k.told[v.ID] = true
+	}
 	return nil
 }
 
