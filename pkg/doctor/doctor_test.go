@@ -145,6 +145,23 @@ func TestChecks(t *testing.T) {
 	}
 }
 
+func TestBridgeNetfilter(t *testing.T) {
+	const file = "proc/sys/net/bridge/bridge-nf-call-iptables"
+	for _, c := range []struct{ value, mode, want string }{
+		{"1\n", "embedded", "ok"}, {"0\n", "embedded", "warning"}, {"0\n", "auto", "note"}, {"", "auto", "note"},
+	} {
+		files := map[string]string{file: c.value}
+		if c.value == "" {
+			files = nil
+		}
+		h := fakeHost(t, files)
+		h.cfg.Network.Mode = c.mode
+		if diff := cmp.Diff([]string{c.want + " bridge-netfilter"}, brief(h.bridgeNetfilter())); diff != "" {
+			t.Errorf("%q %s: %s", c.value, c.mode, diff)
+		}
+	}
+}
+
 func TestCNI(t *testing.T) {
 	h := fakeHost(t, map[string]string{"net.d/README": ""})
 	n := h.cfg.Network

@@ -80,6 +80,7 @@ func checkNetwork(h *host) []Finding {
 		list = append(list, Finding{Code: "bridge", Severity: Note, Title: "the bridge module is not loaded",
 			Text: "the kernel loads it when the first bridge is made, unless it lacks it", Fix: "modprobe bridge"})
 	}
+	list = append(list, h.bridgeNetfilter()...)
 	// A netlink socket of netfilter opens only where nfnetlink is there or can be loaded.
 	if fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER); err != nil {
 		list = append(list, Finding{Code: "nftables", Severity: Warning, Title: "no nftables",
@@ -89,6 +90,21 @@ func checkNetwork(h *host) []Finding {
 		list = append(list, Finding{Code: "nftables", Severity: OK, Title: "netfilter netlink"})
 	}
 	return list
+}
+
+// bridgeNetfilter: without it what two pods on one bridge send each other does not pass the host's translation of addresses,
+// and answers come from an address that nobody has called.
+func (h *host) bridgeNetfilter() []Finding {
+	if readInt(filepath.Join(h.proc, "sys/net/bridge/bridge-nf-call-iptables")) == 1 {
+		return []Finding{{Code: "bridge-netfilter", Severity: OK, Title: "bridged traffic passes netfilter"}}
+	}
+	f := Finding{Code: "bridge-netfilter", Severity: Note, Title: "bridged traffic does not pass netfilter",
+		Text: "with a network add-on that uses a bridge, a pod that calls a host port or a service gets no answer from a pod on the same node",
+		Fix:  "modprobe br_netfilter; sysctl net.bridge.bridge-nf-call-iptables=1"}
+	if h.cfg.Network.Mode == "embedded" {
+		f.Severity, f.Text = Warning, "a pod that calls a host port or a service gets no answer from a pod on the same node"
+	}
+	return []Finding{f}
 }
 
 func cniFinding(confDir string, binDirs []string, mode string) Finding {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink"
@@ -20,7 +21,7 @@ func Counters(netnsPath string) ([]InterfaceCounters, error) {
 	var list []InterfaceCounters
 	err := netns.Do(netnsPath, func() error {
 		links, err := netlink.LinkList()
-		if err != nil {
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // when links come and go meanwhile, one may be missing
 			return err
 		}
 		for _, l := range links {

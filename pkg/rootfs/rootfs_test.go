@@ -78,6 +78,9 @@ func TestOverlay(t *testing.T) {
 			r := stack(t, 200, true)
 			r.Options = []string{"volatile"}
 			fd, err := open(r, Options{})
+			if how == "descriptors" && errors.Is(err, unix.EOPNOTSUPP) {
+				t.Skip("this kernel takes no layers by descriptor: ", err)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -198,8 +201,8 @@ func TestIDMapped(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			r := stack(t, 2, true)
 			fd, err := open(r, Options{UserNS: userNS(t, 100000), RootUID: 100000, RootGID: 100000})
-			if errors.Is(err, unix.EINVAL) {
-				t.Skip("no id-mapped mounts here: ", err)
+			if errors.Is(err, unix.EINVAL) || how == "descriptors" && errors.Is(err, unix.EOPNOTSUPP) {
+				t.Skip("no id-mapped mounts here, or no layers by descriptor: ", err)
 			}
 			if err != nil {
 				t.Fatal(err)

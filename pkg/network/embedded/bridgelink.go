@@ -90,7 +90,7 @@ func (p *Plugins) newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, 
 	if gw.Addr().Is6() {
 		family = netlink.FAMILY_V6
 	}
-	present, err := h.AddrList(br, family)
+	present, err := addresses(h, br, family)
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
 	}
@@ -197,7 +197,7 @@ func enableIPv6(ifname string) error {
 // settle waits for duplicate address detection.
 func settle(h *netlink.Handle, l netlink.Link) error {
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		addrs, err := h.AddrList(l, netlink.FAMILY_V6)
+		addrs, err := addresses(h, l, netlink.FAMILY_V6)
 		if err != nil {
 			return fmt.Errorf("addresses: %w", err)
 		}
@@ -250,7 +250,7 @@ func (p *Plugins) retire(path, ifname string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", ifname, err)
 		}
-		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := addresses(h, l, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("addresses of %s: %w", ifname, err)
 		}

@@ -25,7 +25,7 @@ func (p *Plugins) bridgeCheck(ctx context.Context, c Call, conf *bridgeConf, std
 			return fmt.Errorf("%s: %w", c.IfName, err)
 		}
 		pod = l.Attrs()
-		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := addresses(h, l, netlink.FAMILY_ALL)
 		if err != nil {
 			return fmt.Errorf("addresses of %s: %w", c.IfName, err)
 		}

@@ -31,6 +31,17 @@ func handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// addresses lists a link's addresses. The kernel walks all links for that, and says so when one came or went meanwhile;
+// then it is asked again.
+func addresses(h *netlink.Handle, l netlink.Link, family int) (list []netlink.Addr, err error) {
+	for range 100 {
+		if list, err = h.AddrList(l, family); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return list, err
+}
+
 // veth is a pair of links to make.
 type veth struct {
 	host, pod       string // names

@@ -48,7 +48,7 @@ func loopback(c Call, base *conf) (*current.Result, error) {
 			return err
 		}
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			addrs, err := h.AddrList(lo, family)
+			addrs, err := addresses(h, lo, family)
 			if err != nil {
 				return err
 			}

@@ -21,7 +21,8 @@ import (
 const maxLease = 4096
 
 // store is a network's directory. Its index spares reading every lease for each attachment: it holds while the
-// directory's mtime is the one that our own last change left.
+// directory's mtime is the one that we gave it after our own last change. The kernel's own would not do: before Linux 6.13
+// it moves on by timer ticks only, and what somebody else changes within the same tick leaves it as it is.
 type store struct {
 	dir string
 	mu  chan struct{} // a mutex that gives up with its context
@@ -125,11 +126,21 @@ func readLease(path string) (string, error) {
 	return strings.TrimSpace(string(b[:n])), nil
 }
 
+// stamp marks the directory as the one that the index is of.
 func (s *store) stamp() {
 	var st unix.Stat_t
-	if unix.Stat(s.dir, &st) == nil {
-		s.mtime = st.Mtim
-	} else {
+	if unix.Stat(s.dir, &st) == nil && st.Mtim == s.mtime {
+		return // nothing was changed
+	}
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_REALTIME, &now)
+	if err == nil {
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, s.dir, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, now}, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err == nil {
+		err = unix.Stat(s.dir, &st)
+	}
+	if s.mtime = st.Mtim; err != nil || s.mtime != now { // a file system that keeps no nanoseconds
 		s.leases = nil
 	}
 }

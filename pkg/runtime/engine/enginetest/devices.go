@@ -38,8 +38,8 @@ func deniedDevices(t *testing.T, s *suite) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all["devices"] == "" {
-		t.Skip("no v1 devices hierarchy")
+	if all["devices"] == "" && len(all) > 1 {
+		t.Skip("no devices hierarchy beside other v1 ones")
 	}
 	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	for _, d := range [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}} {

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // sets cgroups.DevicesSetV2
+	devices "github.com/opencontainers/cgroups/devices/config"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -133,7 +136,46 @@ func makeCgroup(path string, res *specs.LinuxResources) (*engine.Cgroup, error) 
 			}
 		}
 	}
+	if len(c.V1) == 0 {
+		return c, limitV2(all[""], path, res)
+	}
 	return c, limit(c, res)
+}
+
+// limitV2 is limit where there is nothing but cgroup2.
+func limitV2(mount, path string, res *specs.LinuxResources) error {
+	if res == nil {
+		return nil
+	}
+	dir := filepath.Join(mount, path)
+	if len(res.Devices) > 0 {
+		r := &cgroups.Resources{}
+		for _, d := range res.Devices {
+			rule := &devices.Rule{Type: devices.WildcardDevice, Major: -1, Minor: -1, Permissions: devices.Permissions(d.Access), Allow: d.Allow}
+			if d.Type != "" {
+				rule.Type = devices.Type(d.Type[0])
+			}
+			if d.Major != nil {
+				rule.Major = *d.Major
+			}
+			if d.Minor != nil {
+				rule.Minor = *d.Minor
+			}
+			r.Devices = append(r.Devices, rule)
+		}
+		if err := cgroups.DevicesSetV2(dir, r); err != nil {
+			return err
+		}
+	}
+	if res.Pids == nil || res.Pids.Limit == nil {
+		return nil
+	}
+	for at, rest := mount, strings.Split(strings.Trim(path, "/"), "/"); len(rest) > 0; at, rest = filepath.Join(at, rest[0]), rest[1:] {
+		if err := os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "pids.max"), fmt.Append(nil, *res.Pids.Limit), 0)
 }
 
 func inherit(dir, file string) error {

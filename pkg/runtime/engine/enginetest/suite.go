@@ -8,6 +8,7 @@
 package enginetest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,7 +65,7 @@ type test struct {
 type suite struct {
 	engine engine.Engine
 	caps   Caps
-	base   string // a tmpfs directory for everything
+	base   string // a directory for everything
 	layer  string // the read-only root file system
 	serial atomic.Int64
 }
@@ -77,7 +78,7 @@ const deadline = 30 * time.Second
 func Run(t *testing.T, open func(t *testing.T) engine.Engine, caps Caps) {
 	t.Helper()
 	testns.Root(t)
-	base, err := os.MkdirTemp("/run", "enginetest-")
+	base, err := os.MkdirTemp(place(), "enginetest-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +106,19 @@ func Run(t *testing.T, open func(t *testing.T) engine.Engine, caps Caps) {
 	if err := os.RemoveAll(base); err != nil {
 		t.Error(err)
 	}
+}
+
+// place is the tmpfs on /run; before Linux 6.3, on which a tmpfs can't be mounted with mapped ids, a disk.
+func place() string {
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err == nil {
+		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	}
+	if major < 6 || major == 6 && minor < 3 {
+		return os.TempDir()
+	}
+	return "/run"
 }
 
 func (s *suite) one(t *testing.T, x test) {

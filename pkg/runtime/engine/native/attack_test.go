@@ -129,10 +129,26 @@ func TestNullIsNotTheHosts(t *testing.T) {
 	}
 }
 
+// executableMemfd: Linux 6.3 knows executable from other memfds, and can seal that.
+func executableMemfd() bool {
+	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
 // Nobody may make the stub unusable through some process's /proc/PID/exe.
 func TestImageKeepsMode(t *testing.T) {
 	b := newBed(t)
-	if err := unix.Fchmod(int(b.image.Fd()), 0); err == nil {
+	seals, err := unix.FcntlInt(b.image.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seals&unix.F_SEAL_EXEC == 0 && executableMemfd() {
+		t.Error("the stub's mode is not sealed")
+	}
+	if err := unix.Fchmod(int(b.image.Fd()), 0o555); err == nil && seals&unix.F_SEAL_EXEC != 0 {
 		t.Error("the stub's mode can be changed")
 	}
 	if _, err := b.image.WriteAt([]byte("x"), 0); err == nil {
