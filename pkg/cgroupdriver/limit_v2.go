@@ -20,7 +20,9 @@ var wanted = []string{"cpu", "cpuset", "memory", "pids", "io", "hugetlb"}
 
 // enable turns on the controllers in every cgroup.subtree_control from the mount down to parent, as far as each level
 // has them. What can't be enabled (a cgroup namespace's root with processes in it, a controller that is bound to v1)
-// is left: a limit that needs it fails with its name.
+// is left: a limit that needs it fails with its name. A cgroup with processes is not even tried: the kernel would take cpu
+// and pids there, as controllers of threads, and from then on no process could be moved below it (cgroups(7), threaded
+// mode).
 func (d *cgroupfs) enable(parent string) {
 	has := func(dir, file string) []string {
 		s, _ := read(dir, file)
@@ -44,7 +46,13 @@ func (d *cgroupfs) enable(parent string) {
 		if part != "" {
 			dir += "/" + part
 		}
-		for _, c := range missing(dir) {
+		lacks := missing(dir)
+		if len(lacks) > 0 && exists(dir, "cgroup.type") { // which the machine's root has not got
+			if pids, err := procs(dir); err != nil || len(pids) > 0 {
+				continue
+			}
+		}
+		for _, c := range lacks {
 			_ = write(dir, "cgroup.subtree_control", "+"+c) // one by one: one that fails takes the others with it
 		}
 	}

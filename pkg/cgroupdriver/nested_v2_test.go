@@ -1,10 +1,18 @@
 package cgroupdriver
 
 import (
+	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
 // TestV2ContainerWithCgroupsOfItsOwn does what dockerd and systemd do in a container: they move all processes out of the
@@ -41,6 +49,67 @@ func TestV2ContainerWithCgroupsOfItsOwn(t *testing.T) {
 		t.Error(err)
 	}
 	_ = c.Wait()
+}
+
+// TestV2NamespaceRoot is what a node in a container has: a cgroup namespace whose root is no root. With processes in it no
+// controller can be turned on, and the error says where.
+func TestV2NamespaceRoot(t *testing.T) {
+	if os.Getenv("NAMESPACE_ROOT") != "" {
+		namespaceRoot(t)
+		return
+	}
+	d := onV2(t, "pids")
+	if d.Name() != "cgroupfs" {
+		t.Skip("systemd is outside of the namespace")
+	}
+	dir := filepath.Join(d.unified, testns.CgroupParent(), "node")
+	var made []string
+	if err := d.mkdirs(dir, &made); err != nil {
+		t.Fatal(err)
+	}
+	d.enable(filepath.Dir(strings.TrimPrefix(dir, d.unified)))
+	out := inside(t, &engine.Cgroup{Unified: dir}, "TestV2NamespaceRoot", "NAMESPACE_ROOT=1")
+	if !strings.Contains(out, "PASS") {
+		t.Error(out)
+	}
+}
+
+func namespaceRoot(t *testing.T) {
+	runtime.LockOSThread() // the thread, and with it its namespaces, ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP | unix.CLONE_NEWNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount("/sys/fs/cgroup", unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(Config{Driver: "cgroupfs", DefaultParent: "/pods"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p1, _ := d.Path("", "c1")
+	res := &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: p(int64(5))}}
+	if _, err := d.Create(t.Context(), p1, res); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "pids controller is not enabled in /sys/fs/cgroup/") {
+		t.Errorf("with processes in the root: %v", err)
+	}
+	if err := os.Mkdir("/sys/fs/cgroup/init", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := write("/sys/fs/cgroup/init", "cgroup.procs", "0"); err != nil {
+		t.Fatal(err)
+	}
+	cg, err := d.Create(t.Context(), p1, res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := value(t, cg.Unified, "pids.max"); got != "5" {
+		t.Errorf("pids.max is %q", got)
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestV2DevicesOutliveReload: with systemd, two have filters on the scope.

@@ -68,6 +68,16 @@ func TestChecks(t *testing.T) {
 			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io hugetlb pids\n"}, check: checkCgroups,
 			want: []string{"ok cgroup-version", "warning cgroup-memory"},
 		},
+		"busy root of a cgroup namespace": {
+			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n", "sys/fs/cgroup/cgroup.type": "domain\n",
+				"sys/fs/cgroup/cgroup.procs": "1\n", "sys/fs/cgroup/cgroup.subtree_control": "\n"}, check: checkCgroups,
+			want: []string{"ok cgroup-version", "warning cgroup-root-busy"},
+		},
+		"root of a cgroup namespace": {
+			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n", "sys/fs/cgroup/cgroup.type": "domain\n",
+				"sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.subtree_control": "cpu memory\n"}, check: checkCgroups,
+			want: []string{"ok cgroup-version"},
+		},
 		"cgroup v1": {
 			files: map[string]string{"sys/fs/cgroup/cpu,cpuacct/cgroup.procs": "", "sys/fs/cgroup/memory/cgroup.procs": "",
 				"sys/fs/cgroup/pids/cgroup.procs": "", "sys/fs/cgroup/blkio/cgroup.procs": "", "sys/fs/cgroup/unified/cgroup.procs": ""},

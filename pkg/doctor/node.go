@@ -36,7 +36,7 @@ func checkCgroups(h *host) []Finding {
 		first.Text = "kubelet refuses v1 unless failCgroupV1 is false; no pressure information, no memory.high, no safe delegation"
 		first.Fix = "boot with systemd.unified_cgroup_hierarchy=1, and without cgroup_no_v1 exceptions"
 	}
-	list := []Finding{first}
+	list := append([]Finding{first}, h.busyRoot()...)
 	for _, c := range controllers {
 		// v1 calls it blkio.
 		if slices.Contains(have, c.name) || c.name == "io" && slices.Contains(have, "blkio") {
@@ -46,6 +46,23 @@ func checkCgroups(h *host) []Finding {
 			Fix: "look at the kernel's command line (cgroup_disable=) and, in a container, at what is delegated to it"})
 	}
 	return list
+}
+
+// busyRoot: in a container the root of the cgroup namespace is a cgroup like others, which can't have both processes and
+// children with controllers (cgroups(7), no internal processes). cgroup.type is there in all cgroups but the machine's root.
+func (h *host) busyRoot() []Finding {
+	dir := filepath.Join(h.sys, "fs/cgroup")
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
+		return nil
+	}
+	procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	on, _ := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	if len(procs) == 0 || slices.Contains(strings.Fields(string(on)), "memory") {
+		return nil
+	}
+	return []Finding{{Code: "cgroup-root-busy", Severity: Warning, Title: "processes are in the root of this cgroup namespace",
+		Text: "so no controller can be turned on below it, and pods get no limits",
+		Fix:  "move them to a cgroup below before cri-server starts, as systemd does: mkdir /sys/fs/cgroup/init; echo PID > /sys/fs/cgroup/init/cgroup.procs"}}
 }
 
 // controllers tells the cgroup version (0: none mounted) and the controllers there are. In a hybrid layout those of v1
