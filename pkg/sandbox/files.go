@@ -66,6 +66,13 @@ func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files
 	if err := writeResolvConf(f.ResolvConf, c.GetDnsConfig()); err != nil {
 		return f, err
 	}
+	if uid, gid, mapped := podRoot(c); mapped { // not by id-mapped mounts: a tmpfs, which /run mostly is, takes those from Linux 6.3 on only
+		for _, file := range []string{f.Hostname, f.Hosts, f.ResolvConf} {
+			if err := os.Lchown(file, uid, gid); err != nil {
+				return f, err
+			}
+		}
+	}
 	if log := c.GetLogDirectory(); log != "" {
 		if err := os.MkdirAll(log, 0o755); err != nil {
 			return f, fmt.Errorf("log directory: %w", err)
@@ -80,6 +87,15 @@ func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files
 	return f, nil
 }
 
+// podRoot is the node's user and group that are root in the pod's own user namespace, if it has one: they own its files.
+func podRoot(c *runtimeapi.PodSandboxConfig) (uid, gid int, mapped bool) {
+	u := namespaceOptions(c).GetUsernsOptions()
+	if !ownUserNamespace(c) || len(u.GetUids()) == 0 || len(u.GetGids()) == 0 {
+		return 0, 0, false
+	}
+	return int(u.Uids[0].HostId), int(u.Gids[0].HostId), true
+}
+
 func (s *Sandboxes) mountShm(dir string, c *runtimeapi.PodSandboxConfig) error {
 	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -89,11 +105,8 @@ func (s *Sandboxes) mountShm(dir string, c *runtimeapi.PodSandboxConfig) error {
 		size = defaultShmSize
 	}
 	data := "mode=1777,size=" + strconv.FormatInt(size, 10)
-	if ownUserNamespace(c) { // the root of the pod's user namespace owns it
-		u := namespaceOptions(c).GetUsernsOptions()
-		if len(u.GetUids()) > 0 && len(u.GetGids()) > 0 {
-			data += fmt.Sprintf(",uid=%d,gid=%d", u.Uids[0].HostId, u.Gids[0].HostId)
-		}
+	if uid, gid, mapped := podRoot(c); mapped {
+		data += fmt.Sprintf(",uid=%d,gid=%d", uid, gid)
 	}
 	if err := faultpoint.Hit("sandbox.files.shm"); err != nil {
 		return err

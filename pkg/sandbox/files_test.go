@@ -82,6 +82,29 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestFilesUserNamespace: the root of the pod's user namespace owns them.
+func TestFilesUserNamespace(t *testing.T) {
+	testns.Root(t)
+	s := &Sandboxes{}
+	ids := []*runtimeapi.IDMapping{{HostId: 123456, ContainerId: 0, Length: 65536}}
+	c := &runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}},
+	}}}
+	f, err := s.makeFiles(filepath.Join(t.TempDir(), "pod"), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{f.Hostname, f.Hosts, f.ResolvConf, f.Shm} {
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil || st.Uid != 123456 || st.Gid != 123456 {
+			t.Errorf("%s belongs to %d:%d, %v", file, st.Uid, st.Gid, err)
+		}
+	}
+	if err := removeFiles(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFilesHostIPC(t *testing.T) {
 	testns.Root(t)
 	s := &Sandboxes{}

@@ -89,17 +89,16 @@ func defaultMounts(in *Input) []specs.Mount {
 }
 
 func podFiles(in *Input) []*runtimeapi.Mount {
-	u := in.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	var files []*runtimeapi.Mount
 	for _, f := range []struct{ path, host string }{
 		{"/etc/hostname", in.Hostname}, {"/etc/hosts", in.Hosts}, {"/etc/resolv.conf", in.ResolvConf},
 	} {
 		if f.host != "" {
 			files = append(files, &runtimeapi.Mount{ContainerPath: f.path, HostPath: f.host, SelinuxRelabel: true,
-				Readonly: in.security().GetReadonlyRootfs(), UidMappings: u.GetUids(), GidMappings: u.GetGids()})
+				Readonly: in.security().GetReadonlyRootfs()})
 		}
 	}
-	// No id mapping for /dev/shm: tmpfs takes it from Linux 6.3 on only, and this one is empty.
+	// No id mapping for these: tmpfs takes it from Linux 6.3 on only, and they belong to the pod's root already.
 	shm := in.Shm
 	if in.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == runtimeapi.NamespaceMode_NODE {
 		shm = "/dev/shm"

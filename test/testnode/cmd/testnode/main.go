@@ -71,6 +71,9 @@ func run(o testnode.Options, logCopy string, argv []string) (code int, err error
 	if logCopy != "" {
 		defer func() {
 			b, _ := os.ReadFile(n.Log())
+			if m, err := os.ReadFile(filepath.Join(n.State, "monitor", "monitor.log")); err == nil {
+				b = append(append(b, "\n== cri-monitor\n"...), m...)
+			}
 			_ = os.WriteFile(logCopy, b, 0o644)
 		}()
 	}
