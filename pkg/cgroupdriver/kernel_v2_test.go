@@ -56,7 +56,7 @@ func TestV2CreateWritesLimits(t *testing.T) {
 		Unified:        map[string]string{"memory.high": "50331648", "memory.min": "1048576", "memory.oom.group": "1", "memory.swap.high": "20971520"},
 	})
 	for file, want := range map[string]string{
-		"cpu.weight": "20", "cpu.max": "20000 50000", "cpu.max.burst": "5000", "cpuset.cpus": "0", "cpuset.cpus.effective": "0", "cpuset.mems": "0",
+		"cpu.weight": "59", "cpu.max": "20000 50000", "cpu.max.burst": "5000", "cpuset.cpus": "0", "cpuset.cpus.effective": "0", "cpuset.mems": "0",
 		"memory.max": "67108864", "memory.swap.max": "33554432", "memory.low": "33554432", "memory.high": "50331648", "memory.min": "1048576",
 		"memory.oom.group": "1", "memory.swap.high": "20971520", "pids.max": d.tasks(77), "hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "4194304",
 	} {
@@ -83,7 +83,7 @@ func TestV2Update(t *testing.T) {
 	cpu := func(c specs.LinuxCPU) *specs.LinuxResources { return &specs.LinuxResources{CPU: &c} }
 	badSet := memory(96<<20, 96<<20)
 	badSet.CPU = &specs.LinuxCPU{Shares: p(uint64(900)), Cpus: "4000"}
-	now := []string{"4", "50000 100000", "67108864", "0", "max", "77"}
+	now := []string{"17", "50000 100000", "67108864", "0", "max", "77"}
 	for _, step := range []struct {
 		name string
 		res  *specs.LinuxResources
@@ -95,7 +95,7 @@ func TestV2Update(t *testing.T) {
 		{"memory up", memory(128<<20, 128<<20), nil, map[int]string{2: "134217728"}},
 		{"memory and swap", memory(32<<20, 48<<20), nil, map[int]string{2: "33554432", 3: "16777216"}},
 		{"below usage", memory(1<<20, 1<<20), errdefs.ErrFailedPrecondition, nil},
-		{"shares", cpu(specs.LinuxCPU{Shares: p(uint64(2048))}), nil, map[int]string{0: "79"}},
+		{"shares", cpu(specs.LinuxCPU{Shares: p(uint64(2048))}), nil, map[int]string{0: "174"}},
 		{"short period", cpu(specs.LinuxCPU{Quota: p(int64(5000)), Period: p(uint64(10000))}), nil, map[int]string{1: "5000 10000"}},
 		{"quota alone", cpu(specs.LinuxCPU{Quota: p(int64(7123))}), nil, map[int]string{1: "7123 10000"}},
 		{"no quota", cpu(specs.LinuxCPU{Quota: p(int64(-1))}), nil, map[int]string{1: "max 10000"}},
