@@ -190,7 +190,6 @@ func (w *worker) remove(ctx context.Context, c *container) error {
 		return err
 	}
 	w.change(c, func() {
-		w.t.model.gone = append(w.t.model.gone, c.id)
 		c.pod.containers = slices.DeleteFunc(c.pod.containers, func(d *container) bool { return d == c })
 	})
 	return w.checkLog(c)

@@ -62,7 +62,6 @@ type model struct {
 	pods map[*pod]bool
 	// images are those whose pull was acknowledged, or false those whose removal was.
 	images map[string]bool
-	gone   []string // ids that were removed since the last full check
 }
 
 func newModel() *model { return &model{pods: map[*pod]bool{}, images: map[string]bool{}} }

@@ -24,8 +24,9 @@ type tally struct {
 }
 
 func (t *tally) figures() map[string]any {
-	points := 0
-	t.points.Range(func(any, any) bool { points++; return true })
+	points := []string{}
+	t.points.Range(func(name, _ any) bool { points = append(points, name.(string)); return true })
+	slices.Sort(points)
 	return map[string]any{
 		"steps": t.steps.Load(), "pods": t.pods.Load(), "containers": t.containers.Load(), "execs": t.execs.Load(), "pulls": t.pulls.Load(),
 		"rotations": t.rotations.Load(), "refused_starts": t.refused.Load(), "server_kills": t.servers.Load(),

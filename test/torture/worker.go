@@ -242,13 +242,7 @@ func (w *worker) removePod(ctx context.Context, p *pod) error {
 		return err
 	}
 	w.pods = slices.DeleteFunc(w.pods, func(q *pod) bool { return q == p })
-	w.settle(p, func() {
-		w.t.model.gone = append(w.t.model.gone, p.id)
-		for _, c := range p.containers {
-			w.t.model.gone = append(w.t.model.gone, c.id)
-		}
-		delete(w.t.model.pods, p)
-	})
+	w.settle(p, func() { delete(w.t.model.pods, p) })
 	for _, c := range p.containers {
 		if err := w.checkLog(c); err != nil {
 			return err
