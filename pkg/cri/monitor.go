@@ -13,6 +13,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/pack"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
 )
 
@@ -36,6 +37,7 @@ func (s *Server) callMonitor(ctx context.Context) (*monitor.Client, error) {
 	}
 	cfg := monitor.LaunchConfig{
 		Path: path, Socket: filepath.Join(dir, "monitor.sock"), StateDir: dir, LogFile: filepath.Join(dir, "monitor.log"),
+		Packer: &pack.Packer{},
 	}
 	c, err := monitor.Launch(ctx, cfg)
 	if err != nil {

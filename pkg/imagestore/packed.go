@@ -78,7 +78,7 @@ func (s *Disk) bringBlob(ctx context.Context, src source, d ocispec.Descriptor) 
 	if err := s.moveBlobIn(run.keep, d.Digest); err != nil {
 		return fmt.Errorf("store blob: %w", err)
 	}
-	return step("image.blob.stored")
+	return step("image.packed.stored")
 }
 
 // unpackImage unpacks the layers of a packed image. ErrDataLoss if a blob turns out to be something else than its digest says.

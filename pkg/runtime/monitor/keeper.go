@@ -39,7 +39,6 @@ type keeper struct {
 	journal part
 	parts   map[string]part
 	told    map[string]bool // of which the present cri-monitor has told, until it has told of all; then nil
-	packer  packer
 }
 
 // Keep begins to keep what cri-monitor holds, until Close: it may die from now on. It returns when all is kept.
@@ -250,7 +249,9 @@ func (k *keeper) take(f *frame) error {
 		return nil
 	}
 	closeFDs(k.parts[v.ID].fds)
-	p.Data, p.packed = k.packer.pack(p.Data)
+	if k.cfg.Packer != nil {
+		p.Data, p.packed = k.cfg.Packer.Pack(p.Data)
+	}
 	k.parts[v.ID] = p
 	if k.told != nil {
 		k.told[v.ID] = true
@@ -284,7 +285,7 @@ func (k *keeper) swap(ctx context.Context) (Version, error) {
 	}
 	send := func(p part) error {
 		if p.packed {
-			if p.Data, err = k.packer.unpack(p.Data); err != nil {
+			if p.Data, err = k.cfg.Packer.Unpack(p.Data); err != nil {
 				return fmt.Errorf("what is kept of container %s: %w", p.ID, err)
 			}
 		}

@@ -61,6 +61,14 @@ type LaunchConfig struct {
 	LogFile string
 	// Env is its environment; nil: empty but for PATH. It is inherited by nothing in a container.
 	Env []string
+	// Packer makes what Keep keeps smaller; nil: it is kept as it comes. Only one goroutine uses it.
+	Packer Packer
+}
+
+// Packer is lossless compression. Pack may leave data as it is, and says so.
+type Packer interface {
+	Pack(data []byte) (packed []byte, ok bool)
+	Unpack(packed []byte) ([]byte, error)
 }
 
 // Launch connects to the cri-monitor that serves c.Socket, and starts one first if there is none. A started one is

@@ -21,7 +21,7 @@ type restored struct {
 type part struct {
 	kept
 	fds    []int
-	packed bool // Data is, by the keeper's packer
+	packed bool // Data is, by LaunchConfig.Packer
 }
 
 // restore takes back what a keeper has of a cri-monitor that has died. All comes on this connection, one message for
