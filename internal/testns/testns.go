@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -70,7 +71,12 @@ func outer() int {
 	c.Env = append(os.Environ(), env+"="+id)
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig counts the thread, not the process (prctl(2))
-	err := c.Run()
+	err := c.Start()
+	if err == nil {
+		stop := reapOrphans(c.Process.Pid)
+		err = c.Wait()
+		stop()
+	}
 	code := 0
 	var exit *exec.ExitError
 	switch {
@@ -86,6 +92,44 @@ func outer() int {
 		return 1
 	}
 	return code
+}
+
+// reapOrphans does what init does, but for the child with this pid: the first process of a pid namespace can't end before
+// the last of the others was reaped, by whoever has become its parent (pid_namespaces(7)).
+func reapOrphans(but int) (stop func()) {
+	ended, done, idle := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(ended, syscall.SIGCHLD)
+	go func() {
+		defer close(idle)
+		for {
+			for _, p := range children() {
+				if pid, err := strconv.Atoi(p); err == nil && pid != but {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
+				}
+			}
+			select {
+			case <-ended:
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(ended)
+		close(done)
+		<-idle
+	}
+}
+
+// children are the pids of this process's, dead ones too: proc_pid_task(5).
+func children() []string {
+	var pids []string
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, f := range lists {
+		b, _ := os.ReadFile(f)
+		pids = append(pids, strings.Fields(string(b))...)
+	}
+	return pids
 }
 
 func enter() error {
@@ -155,12 +199,7 @@ func processes() []string {
 				break
 			}
 		}
-		lists, _ := filepath.Glob("/proc/self/task/*/children")
-		var pids []string
-		for _, f := range lists {
-			b, _ := os.ReadFile(f)
-			pids = append(pids, strings.Fields(string(b))...)
-		}
+		pids := children()
 		if len(pids) == 0 {
 			return left
 		}
