@@ -332,7 +332,10 @@ func (m *matrix) hasEnded(id string, killed time.Time, when string) {
 }
 
 // Points that no undisturbed life of a pod comes by, and where they are looked at instead.
-var elsewhere = map[string]string{"network.rollback": "an attachment that fails: TestFaultMatrix"}
+var elsewhere = map[string]string{
+	"network.rollback":    "an attachment that fails: TestFaultMatrix",
+	"image.packed.stored": "an import that does not unpack: pkg/imagestore TestCrashSteps",
+}
 
 // TestKillMatrix kills cri-server at each recorded step of a pod's life.
 func TestKillMatrix(t *testing.T) {
