@@ -61,6 +61,13 @@ func (c *conn) close() {
 	c.c.Close()
 }
 
+// finish takes no more requests and ends the task; what is being answered, as is Shutdown itself, still is.
+func (c *conn) finish() {
+	_ = c.c.SetWriteDeadline(time.Now().Add(frameTime))
+	_ = c.c.CloseRead()
+	c.cancel()
+}
+
 func (c *conn) read(gate *readGate) {
 	defer c.stopped(false)
 	for {

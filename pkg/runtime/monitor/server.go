@@ -224,7 +224,7 @@ func (s *Server) Serve() error {
 	}
 	s.mu.Lock()
 	for c := range s.conns {
-		c.close()
+		c.finish()
 	}
 	s.mu.Unlock()
 	s.work.Wait()
