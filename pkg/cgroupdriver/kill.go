@@ -16,13 +16,12 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
-const (
-	// killTimeout bounds Kill and Delete for callers without a deadline: a process in an uninterruptible wait ends
-	// when the device answers, if ever.
-	killTimeout = 10 * time.Second
-	// freezeTimeout: v1's freezer may never get there for the same reason.
-	freezeTimeout = 2 * time.Second
-)
+// killTimeout bounds Kill and Delete for callers without a deadline: a process in an uninterruptible wait ends when the
+// device answers, if ever. A variable for a test.
+var killTimeout = 10 * time.Second
+
+// freezeTimeout: v1's freezer may never get there for the same reason.
+const freezeTimeout = 2 * time.Second
 
 // Kill returns when no process is left, or with context.DeadlineExceeded naming those that are.
 func (d *cgroupfs) Kill(ctx context.Context, path string) error {

@@ -105,11 +105,13 @@ func (d *systemd) active(ctx context.Context, scope string) error {
 
 // stop has an empty scope removed. systemd mostly has done so by itself by now.
 func (d *systemd) stop(ctx context.Context, scope string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	for {
 		result, err := d.bus.job(ctx, scope, "StopUnit", scope, "replace")
 		switch {
 		case errors.Is(err, errLost):
-			continue // bounded by job's own deadline, as the next try dials
+			continue // the next try dials, until the deadline
 		case errorName(err) == sdName+".NoSuchUnit":
 			return nil
 		case err != nil:

@@ -291,7 +291,9 @@ func (d *systemd) properties(slice, scope string, res *specs.LinuxResources) ([]
 	return p.list, nil
 }
 
-// Delete kills what is left, has systemd forget the scope, and removes the directories that systemd knows nothing of.
+// Delete kills what is left, has systemd forget the scope, and removes the directories that systemd knows nothing of. Each
+// has a deadline of its own: systemd, which may be executing itself anew on a busy machine, is waited for as long as in
+// Create.
 func (d *systemd) Delete(ctx context.Context, p string) error {
 	p, err := clean(p)
 	if err != nil {
@@ -302,8 +304,6 @@ func (d *systemd) Delete(ctx context.Context, p string) error {
 	if !ok {
 		return d.cgroupfs.Delete(ctx, p)
 	}
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
-	defer cancel()
 	if pids, err := d.processes(p); err != nil || len(pids) > 0 {
 		if err := d.cgroupfs.Kill(ctx, p); err != nil {
 			return err

@@ -278,6 +278,30 @@ func TestSystemdExecutesItselfAnew(t *testing.T) {
 	wg.Wait()
 }
 
+// TestDeleteWaitsForSystemd: systemd comes back later than a process is given to end, and nothing fails.
+func TestDeleteWaitsForSystemd(t *testing.T) {
+	d, s := onSystemd(t)
+	p1, _ := create(t, d, nil)
+	d.Settle(p1, 0)
+	defer func(d time.Duration, sockets [2]string) { killTimeout, s.bus.sockets = d, sockets }(killTimeout, s.bus.sockets)
+	killTimeout = 100 * time.Millisecond
+	away, back := s.bus.sockets[0], path.Join(t.TempDir(), "systemd")
+	s.bus.close()
+	s.bus.sockets = [2]string{back, back + "-none"}
+	time.AfterFunc(5*killTimeout, func() {
+		if err := os.Symlink(away, back); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	_, scope, _ := scopeOf(p1)
+	if !gone(t, scope)() {
+		t.Error("the scope is left")
+	}
+}
+
 // TestOverTheSystemBus is what happens without systemd's private socket, and when the bus is restarted.
 func TestOverTheSystemBus(t *testing.T) {
 	d, s := onSystemd(t)
