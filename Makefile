@@ -76,7 +76,7 @@ test-node: build critest-tools
 
 # In an emulated machine with systemd and cgroup v2: both cgroup drivers, what depends on the kernel's version, critest.
 .PHONY: test-vm
-test-vm: build critest-tools
+test-vm: build critest-tools $(if $(filter kill,$(STEPS)),faults)
 	@hack/vm-test
 
 # A real kubelet with static pods. Its first build takes some 10 minutes.

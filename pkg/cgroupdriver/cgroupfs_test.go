@@ -66,7 +66,7 @@ func spawnWith(t *testing.T, cg *engine.Cgroup, stdin *os.File, script string) *
 // until polls for an event.
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(testns.Patience(10 * time.Second)); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

@@ -9,14 +9,16 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // eventually polls until f is true: the watch tells in its own time.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testns.Patience(5 * time.Second)); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 5 s", what)
+			t.Fatalf("%s: not in time", what)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
@@ -34,7 +35,7 @@ func (m *matrix) fail(errno string) disturb {
 		if fired && !strings.Contains(err.Error(), p.point) && !strings.Contains(err.Error(), "meanwhile") {
 			m.t.Errorf("%s: the error does not say it: %v", when, err)
 		}
-		if took > 20*time.Second {
+		if took > testns.Patience(20*time.Second) {
 			m.t.Errorf("%s: the error took %v: %v", when, took, err)
 		}
 		m.again1(l, s, when)

@@ -66,7 +66,7 @@ func newMatrix(t *testing.T, program string) *matrix {
 		t.Fatalf("make faults builds the programs for this test: %v", err)
 	}
 	m := &matrix{fixture: start(t, testnode.Options{Faults: true}), program: program, places: map[string][]place{}}
-	ctx, cancel := context.WithTimeout(context.Background(), 55*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(55*time.Minute))
 	t.Cleanup(cancel)
 	m.ctx = ctx
 	m.pull(images.Zstd)
@@ -254,7 +254,7 @@ func (m *matrix) killServer(l *life, s move, p place) {
 		return
 	}
 	m.tried++
-	ctx, cancel := context.WithTimeout(m.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(m.ctx, testns.Patience(10*time.Second))
 	defer cancel()
 	if derr := m.AwaitDeath(ctx); derr != nil {
 		m.t.Fatalf("%s: %v", when, derr)
@@ -264,7 +264,7 @@ func (m *matrix) killServer(l *life, s move, p place) {
 	if kerr := syscall.Kill(pid, syscall.SIGUSR1); kerr != nil {
 		m.t.Errorf("%s: %v", when, kerr)
 	}
-	for deadline := killed.Add(10 * time.Second); syscall.Kill(pid, 0) == nil && time.Now().Before(deadline); {
+	for deadline := killed.Add(testns.Patience(10 * time.Second)); syscall.Kill(pid, 0) == nil && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	begin := time.Now()

@@ -49,7 +49,7 @@ func start(t *testing.T, o testnode.Options) *fixture {
 	if err := testnode.Prepare(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(5*time.Minute))
 	t.Cleanup(cancel)
 	o.Cgroup = testnode.CgroupParent(testns.CgroupParent(), "")
 	o.Command = foreign
@@ -67,7 +67,7 @@ func start(t *testing.T, o testnode.Options) *fixture {
 }
 
 func (f *fixture) end() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(time.Minute))
 	defer cancel()
 	if f.ServerEnded(ctx) {
 		f.t.Errorf("the server has crashed; the end of its log:\n%s", f.LogTail())
@@ -208,12 +208,12 @@ func (f *fixture) exec(id, script string) string {
 	return string(r.Stdout)
 }
 
-// eventually polls until ok, for up to 15 s.
+// eventually polls until ok, for up to 15 s (see testns.Patience).
 func (f *fixture) eventually(what string, ok func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(testns.Patience(15 * time.Second)); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			f.t.Fatalf("not within 15 s: %s", what)
+			f.t.Fatalf("not in time: %s", what)
 		}
 	}
 }

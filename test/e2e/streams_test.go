@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 func (w *walk) execSync() {
@@ -48,7 +50,7 @@ func (w *walk) execTerminal() {
 	if _, err := tty.WriteString("tty; stty size; echo sum $((40+2)); exit 0\n"); err != nil {
 		w.t.Fatal(err)
 	}
-	out := readAll(tty, 20*time.Second)
+	out := readAll(tty, testns.Patience(20*time.Second))
 	if err := c.Wait(); err != nil {
 		w.t.Errorf("exec -it: %v", err)
 	}
@@ -124,7 +126,7 @@ func (w *walk) lines(c *exec.Cmd) <-chan string {
 
 func (w *walk) await(lines <-chan string, want string) {
 	w.t.Helper()
-	timeout := time.After(15 * time.Second)
+	timeout := time.After(testns.Patience(15 * time.Second))
 	for {
 		select {
 		case l, ok := <-lines:

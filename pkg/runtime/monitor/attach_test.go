@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // client is the far end of an attachment.
@@ -53,7 +55,7 @@ func (c *client) expect(text string) {
 	c.t.Helper()
 	var got []byte
 	b := make([]byte, 4096)
-	_ = c.out.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.out.SetReadDeadline(time.Now().Add(testns.Patience(10 * time.Second)))
 	for !bytes.Contains(got, []byte(text)) {
 		n, err := c.out.Read(b)
 		got = append(got, b[:n]...)
@@ -65,7 +67,7 @@ func (c *client) expect(text string) {
 
 func (c *client) rest() string {
 	c.t.Helper()
-	_ = c.out.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = c.out.SetReadDeadline(time.Now().Add(testns.Patience(20 * time.Second)))
 	b, err := io.ReadAll(c.out)
 	if err != nil {
 		c.t.Error(err)

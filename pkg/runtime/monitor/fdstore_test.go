@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // manager takes what a process sends to NOTIFY_SOCKET, as systemd does: names, and descriptors under them.
@@ -45,7 +47,7 @@ func (m *manager) take(s *fdStore) {
 	s.send("FDSTOREREMOVE=1\nFDNAME="+last, -1)
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	for {
-		if err := m.c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := m.c.SetReadDeadline(time.Now().Add(testns.Patience(10 * time.Second))); err != nil {
 			m.t.Fatal(err)
 		}
 		n, oobn, _, _, err := m.c.ReadMsgUnix(b, oob)

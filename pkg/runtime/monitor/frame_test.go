@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // pair returns both ends of a connection.
@@ -133,7 +135,7 @@ func FuzzFrame(f *testing.F) {
 			fds := make([]int, n) // all of them stdin
 			oob = unix.UnixRights(fds...)
 		}
-		_ = a.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = a.SetWriteDeadline(time.Now().Add(testns.Patience(time.Second)))
 		if _, _, err := a.WriteMsgUnix(in, oob, nil); err != nil {
 			return
 		}
@@ -181,7 +183,7 @@ func TestGarbage(t *testing.T) {
 		t.Helper()
 		defer c.Close()
 		_, _ = c.Write(b)
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(testns.Patience(5 * time.Second)))
 		var in [256]byte
 		for {
 			if _, err := c.Read(in[:]); err != nil {

@@ -60,7 +60,7 @@ func newNodeWith(t testing.TB, eng func(*OCIRuntime) (engine.Engine, error)) *no
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(30*time.Second))
 		defer cancel()
 		list, err := n.List(ctx)
 		if err != nil {
@@ -115,7 +115,7 @@ func (n *node) run(req *CreateRequest) State {
 
 func (n *node) stopped(id string) State {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(n.t.Context(), testns.Patience(20*time.Second))
 	defer cancel()
 	st, err := n.Wait(ctx, id)
 	if err != nil {
@@ -268,7 +268,7 @@ func TestExec(t *testing.T) {
 // eventually polls for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testns.Patience(15 * time.Second)); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s", what)
 		}

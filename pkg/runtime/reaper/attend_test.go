@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // grandchild starts a shell that starts a process and then does as after says. The process ends as how says, when the
@@ -84,7 +86,7 @@ func TestAttendForeign(t *testing.T) {
 			default:
 			}
 			end.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), testns.Patience(10*time.Second))
 			defer cancel()
 			s, err := c.Wait(ctx)
 			if err != nil {

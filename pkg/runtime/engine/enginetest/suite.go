@@ -71,7 +71,7 @@ type suite struct {
 }
 
 // deadline bounds each step of a test; a busy machine is slow, a hang is for ever.
-const deadline = 30 * time.Second
+var deadline = testns.Patience(30 * time.Second)
 
 // Run runs the suite over the engine that open returns. The test binary must be in the namespaces of testns, be child
 // subreaper, and own the only reaper.Reaper of the process.
@@ -209,7 +209,7 @@ func (v inventory) compare(t *testing.T) {
 
 // eventually polls until ok or a few seconds have passed.
 func eventually(ok func() bool) bool {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(testns.Patience(10 * time.Second)); time.Now().Before(end); {
 		if ok() {
 			return true
 		}

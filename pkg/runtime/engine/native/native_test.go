@@ -111,7 +111,7 @@ func (b *bed) config(t testing.TB, spec *specs.Spec) *engine.Config {
 }
 
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(30*time.Second))
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -129,7 +129,7 @@ func (b *bed) create(t testing.TB, c *engine.Config) engine.Container {
 
 func remove(t testing.TB, ct engine.Container) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(30*time.Second))
 	defer cancel()
 	if err := ct.Kill(ctx); err != nil {
 		t.Error(err)
