@@ -204,7 +204,7 @@ func portFlags(h *netlink.Handle, host netlink.Link, conf *bridgeConf) error {
 		}
 	}
 	// Not worth an error: missing where IPv6 is disabled.
-	_ = setSysctl("ipv6/conf/"+host.Attrs().Name+"/accept_ra", "0")
+	_ = netns.SetSysctl("ipv6/conf/"+host.Attrs().Name+"/accept_ra", "0")
 	return nil
 }
 

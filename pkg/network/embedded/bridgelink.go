@@ -12,6 +12,8 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
 // shared serialises what is made once for all pods: bridges and their addresses.
@@ -45,10 +47,10 @@ func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Lin
 		}
 	}
 	// The routes on it are ours. Missing where IPv6 is disabled.
-	_ = setSysctl("ipv6/conf/"+conf.Bridge+"/accept_ra", "0")
+	_ = netns.SetSysctl("ipv6/conf/"+conf.Bridge+"/accept_ra", "0")
 	if !conf.EnableDAD {
 		// Or its link-local address is tentative for a second, and the host asks for no pod's hardware address.
-		_ = setSysctl("ipv6/conf/"+conf.Bridge+"/accept_dad", "0")
+		_ = netns.SetSysctl("ipv6/conf/"+conf.Bridge+"/accept_dad", "0")
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return nil, fmt.Errorf("up: %w", err)
@@ -78,7 +80,7 @@ func (p *Plugins) ensureAddr(h *netlink.Handle, br netlink.Link, conf *bridgeCon
 	if gw.Addr().Is6() {
 		sysctl = "ipv6/conf/all/forwarding"
 	}
-	if err := setSysctl(sysctl, "1"); err != nil {
+	if err := netns.SetSysctl(sysctl, "1"); err != nil {
 		return fmt.Errorf("forwarding: %w", err)
 	}
 	return nil
@@ -142,10 +144,10 @@ func configure(ifname string, conf *bridgeConf, r *current.Result) error {
 	dad := "0"
 	if conf.EnableDAD {
 		dad = "1"
-		_ = setSysctl("ipv6/conf/"+ifname+"/enhanced_dad", "1")
+		_ = netns.SetSysctl("ipv6/conf/"+ifname+"/enhanced_dad", "1")
 	}
-	_ = setSysctl("ipv6/conf/"+ifname+"/accept_dad", dad)
-	_ = setSysctl("ipv4/conf/"+ifname+"/arp_notify", "1")
+	_ = netns.SetSysctl("ipv6/conf/"+ifname+"/accept_dad", dad)
+	_ = netns.SetSysctl("ipv4/conf/"+ifname+"/arp_notify", "1")
 	var gw4, gw6 net.IP
 	v6 := false
 	for _, ip := range r.IPs {
@@ -187,7 +189,7 @@ func enableIPv6(ifname string) error {
 		{"ipv6/conf/lo/disable_ipv6", "0"}, {"ipv6/conf/" + ifname + "/disable_ipv6", "0"},
 		{"ipv6/conf/" + ifname + "/keep_addr_on_down", "1"}, // or link down takes the addresses
 	} {
-		if err := setSysctl(s.path, s.value); err != nil {
+		if err := netns.SetSysctl(s.path, s.value); err != nil {
 			return fmt.Errorf("IPv6 on %s: %w", ifname, err)
 		}
 	}

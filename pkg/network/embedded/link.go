@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -115,17 +113,4 @@ func waitUp(h *netlink.Handle, index int) error {
 		}
 		time.Sleep(wait)
 	}
-}
-
-// setSysctl writes a value below /proc/sys/net of the calling thread's namespace, unless it is so already: /proc/sys is
-// read-only in some containers, which matters only where a change is needed.
-func setSysctl(path, value string) error {
-	path = "/proc/sys/net/" + path
-	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == value {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0); err != nil {
-		return fmt.Errorf("sysctl: %w", err)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/nat"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
 // portmapConf is the plugin's own configuration.
@@ -149,7 +150,7 @@ func routeLocalnet(pod netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("interface to %s: %w", pod, err)
 	}
-	return setSysctl("ipv4/conf/"+l.Attrs().Name+"/route_localnet", "1")
+	return netns.SetSysctl("ipv4/conf/"+l.Attrs().Name+"/route_localnet", "1")
 }
 
 // flows is a connection to conntrack that stays open, for closing one of its kind is slow: see nat.Table.

@@ -79,7 +79,7 @@ func Prepare() error {
 		return fmt.Errorf("lo up: %w", err)
 	}
 	// Missing where IPv6 is disabled; read-only where /proc/sys is. Both mean that nobody relies on it.
-	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0)
+	_ = SetSysctl("ipv6/conf/default/accept_dad", "0")
 	return nil
 }
 
