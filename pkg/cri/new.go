@@ -78,6 +78,10 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err := s.openPods(); err != nil {
 		return nil, err
 	}
+	s.trim.with(func(ctx context.Context) {
+		s.sandboxes.Compact(ctx)
+		s.containers.Compact(ctx)
+	})
 	if err := s.recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
