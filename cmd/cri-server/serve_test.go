@@ -30,6 +30,16 @@ type fakeService struct {
 	calls   []string
 	entered chan struct{}
 	release chan struct{}
+	version func(context.Context) error // nil: at once
+}
+
+func (f *fakeService) Version(ctx context.Context, q *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	if f.version != nil {
+		if err := f.version(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return f.fakeCRI.Version(ctx, q)
 }
 
 func (f *fakeService) note(s string) {
@@ -70,17 +80,35 @@ type node struct {
 	done      chan error
 	wait      func() // for the end
 	log       *lockedBuffer
+	version   func(context.Context) error
 }
 
 type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu    sync.Mutex
+	b     bytes.Buffer
+	wrote chan struct{} // holds one when something was written
 }
 
 func (l *lockedBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	select {
+	case l.wrote <- struct{}{}:
+	default:
+	}
 	return l.b.Write(p)
+}
+
+// await waits until text is in it.
+func (l *lockedBuffer) await(t *testing.T, text string) {
+	t.Helper()
+	for late := time.After(30 * time.Second); !strings.Contains(l.String(), text); {
+		select {
+		case <-l.wrote:
+		case <-late:
+			t.Fatalf("no %q in the log:\n%s", text, l)
+		}
+	}
 }
 
 func (l *lockedBuffer) String() string {
@@ -117,8 +145,8 @@ func (n *node) load(t *testing.T) {
 // start runs the daemon until it is ready or has failed.
 func (n *node) start(t *testing.T) error {
 	t.Helper()
-	n.svc = &fakeService{entered: make(chan struct{}), release: make(chan struct{})}
-	n.states, n.done, n.log = make(chan string, 100), make(chan error, 1), &lockedBuffer{}
+	n.svc = &fakeService{entered: make(chan struct{}), release: make(chan struct{}), version: n.version}
+	n.states, n.done, n.log = make(chan string, 100), make(chan error, 1), &lockedBuffer{wrote: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	n.stop = stop
 	d := daemon{
@@ -322,30 +350,5 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 	if err := n.start(t); err != nil {
 		t.Errorf("the locks are still held: %v", err)
-	}
-}
-
-func TestWatchdogAsksTheSocket(t *testing.T) {
-	t.Setenv("WATCHDOG_USEC", "30000")
-	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
-	n := newNode(t)
-	if err := n.start(t); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		select {
-		case s := <-n.states:
-			if s != "WATCHDOG=1" {
-				t.Error(s)
-			}
-		case <-time.After(10 * time.Second):
-			t.Fatal("the watchdog is not fed")
-		}
-	}
-	n.stop()
-	for s := range n.states {
-		if s == "STOPPING=1" {
-			break
-		}
 	}
 }
