@@ -168,6 +168,9 @@ func collectGarbage(r *run) error {
 	if err != nil {
 		return err
 	}
+	if err := podsRun(r); err != nil { // kubelet was started a moment ago
+		return err
+	}
 	used, err := r.lasting()
 	if err != nil {
 		return err
@@ -195,6 +198,9 @@ func collectGarbage(r *run) error {
 		if !strings.Contains(fmt.Sprint(list.Images), want) {
 			return fmt.Errorf("%s is in use and was removed", want)
 		}
+	}
+	if err := podsRun(r); err != nil {
+		return err
 	}
 	after, err := r.lasting()
 	if err == nil && fmt.Sprint(after) != fmt.Sprint(used) {
