@@ -55,12 +55,16 @@ type host struct {
 	cfg  *config.Config
 	proc string // /proc
 	sys  string // /sys
+	run  string // /run
+	// kubelet is its configuration where kubeadm puts it.
+	kubelet string
 }
 
 var checks = []check{
 	{"root", checkRoot},
 	{"kernel", checkKernel},
 	{"cgroup", checkCgroups},
+	{"cgroup-driver", checkDriver},
 	{"namespaces", checkNamespaces},
 	{"mounts", checkMounts},
 	{"seccomp", checkSeccomp},
@@ -75,7 +79,7 @@ var checks = []check{
 
 // Examine runs all checks for a server with this configuration. Findings come worst first.
 func Examine(ctx context.Context, cfg *config.Config) []Finding {
-	return examine(ctx, &host{cfg: cfg, proc: "/proc", sys: "/sys"}, checks, checkTimeout)
+	return examine(ctx, &host{cfg: cfg, proc: "/proc", sys: "/sys", run: "/run", kubelet: "/var/lib/kubelet/config.yaml"}, checks, checkTimeout)
 }
 
 func examine(ctx context.Context, h *host, checks []check, timeout time.Duration) []Finding {

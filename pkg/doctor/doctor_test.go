@@ -40,7 +40,8 @@ func fakeHost(t *testing.T, files map[string]string) *host {
 	cfg.Network.ConfDir = filepath.Join(dir, "net.d")
 	cfg.Network.BinDirs = []string{filepath.Join(dir, "bin")}
 	cfg.Root = filepath.Join(dir, "root", "not", "made")
-	return &host{cfg: cfg, proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys")}
+	return &host{cfg: cfg, proc: filepath.Join(dir, "proc"), sys: filepath.Join(dir, "sys"), run: filepath.Join(dir, "run"),
+		kubelet: filepath.Join(dir, "kubelet.yaml")}
 }
 
 // brief is what tests compare: "warning cgroup-version".
@@ -60,31 +61,6 @@ func TestChecks(t *testing.T) {
 		check func(*host) []Finding
 		want  []string
 	}{
-		"cgroup v2": {
-			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n"}, check: checkCgroups,
-			want: []string{"ok cgroup-version"},
-		},
-		"cgroup v2 without memory": {
-			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io hugetlb pids\n"}, check: checkCgroups,
-			want: []string{"ok cgroup-version", "warning cgroup-memory"},
-		},
-		"busy root of a cgroup namespace": {
-			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n", "sys/fs/cgroup/cgroup.type": "domain\n",
-				"sys/fs/cgroup/cgroup.procs": "1\n", "sys/fs/cgroup/cgroup.subtree_control": "\n"}, check: checkCgroups,
-			want: []string{"ok cgroup-version", "warning cgroup-root-busy"},
-		},
-		"root of a cgroup namespace": {
-			files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n", "sys/fs/cgroup/cgroup.type": "domain\n",
-				"sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.subtree_control": "cpu memory\n"}, check: checkCgroups,
-			want: []string{"ok cgroup-version"},
-		},
-		"cgroup v1": {
-			files: map[string]string{"sys/fs/cgroup/cpu,cpuacct/cgroup.procs": "", "sys/fs/cgroup/memory/cgroup.procs": "",
-				"sys/fs/cgroup/pids/cgroup.procs": "", "sys/fs/cgroup/blkio/cgroup.procs": "", "sys/fs/cgroup/unified/cgroup.procs": ""},
-			check: checkCgroups, want: []string{"note cgroup-cpuset", "note cgroup-hugetlb", "warning cgroup-version"},
-		},
-		"no cgroups":       {check: checkCgroups, want: []string{"error cgroup"}},
-		"empty cgroup dir": {files: map[string]string{"sys/fs/cgroup/cpu/": ""}, check: checkCgroups, want: []string{"error cgroup"}},
 		"namespaces": {
 			files: map[string]string{"proc/self/ns/mnt": "", "proc/self/ns/net": "", "proc/self/ns/pid": "", "proc/self/ns/ipc": "",
 				"proc/self/ns/uts": "", "proc/self/ns/user": "", "proc/self/ns/cgroup": "", "proc/sys/user/max_user_namespaces": "100\n"},
