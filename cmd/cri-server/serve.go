@@ -93,12 +93,17 @@ type daemon struct {
 	new   func(ctx context.Context, cfg *config.Config, log *slog.Logger) (service, error)
 	// notify tells systemd; nil is sdNotify.
 	notify func(state string)
+	// delayed is how long the process was kept from running; nil is runDelay.
+	delayed func() time.Duration
 }
 
 // serve runs until ctx ends, which is a wish to stop, or until serving fails.
 func (d *daemon) serve(ctx context.Context, cfg *config.Config) error {
 	if d.notify == nil {
 		d.notify = sdNotify(d.log)
+	}
+	if d.delayed == nil {
+		d.delayed = runDelay
 	}
 	for _, dir := range []struct {
 		path string

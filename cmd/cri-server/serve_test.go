@@ -81,6 +81,7 @@ type node struct {
 	wait      func() // for the end
 	log       *lockedBuffer
 	version   func(context.Context) error
+	delayed   func() time.Duration
 }
 
 type lockedBuffer struct {
@@ -152,7 +153,7 @@ func (n *node) start(t *testing.T) error {
 	d := daemon{
 		log: slog.New(slog.NewTextHandler(n.log, nil)), level: &slog.LevelVar{},
 		new:    func(context.Context, *config.Config, *slog.Logger) (service, error) { return n.svc, nil },
-		notify: func(s string) { n.states <- s },
+		notify: func(s string) { n.states <- s }, delayed: n.delayed,
 	}
 	done := n.done
 	go func() { done <- d.serve(ctx, n.cfg) }()
