@@ -192,8 +192,11 @@ func allGone(r *run) error {
 			return err
 		}
 		left := append(pods, containers...)
-		for _, pattern := range []string{"/run/netns/*", "/var/log/containers/*", "/var/lib/kubelet/pods/*",
-			"/sys/fs/cgroup/*/kubepods*/*/*pod*", "/sys/fs/cgroup/*/kubepods*/*pod*"} {
+		patterns := []string{"/run/netns/*", "/var/log/containers/*", "/var/lib/kubelet/pods/*"}
+		for _, root := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} { // v2, v1
+			patterns = append(patterns, root+"kubepods.slice/*-pod*", root+"kubepods.slice/*/*-pod*", root+"kubepods/pod*", root+"kubepods/*/pod*")
+		}
+		for _, pattern := range patterns {
 			found, _ := filepath.Glob(pattern)
 			left = append(left, found...)
 		}
