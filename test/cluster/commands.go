@@ -7,25 +7,25 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 )
 
 const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 
 // first is what everything else needs.
-var first = []behaviour{
+var first = []promise{
 	{"the node is registered with runtime, handlers and capacity", registered},
 	{"kubectl run: a pod Ready", runPod},
 }
 
 // commands are what kubectl does to single pods.
-var commands = []behaviour{
+var commands = []promise{
 	{"kubectl logs: all, --tail, --timestamps, --previous, --all-containers", logs},
 	{"kubectl logs -f to the end of the container", follow},
 	{"kubectl exec: input, output, exit status", execute},
@@ -169,26 +169,11 @@ func (r *run) forwarded(to, port string) error {
 		return fmt.Errorf("port-forward says %q: %w", line, err)
 	}
 	for range 5 {
-		if err := welcomed(at); err != nil {
+		if err := behaviour.Welcomed(at); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// welcomed gets the web server's page.
-func welcomed(at string) error {
-	fresh := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	q, err := fresh.Get("http://" + at + "/")
-	if err != nil {
-		return err
-	}
-	defer q.Body.Close()
-	b, err := io.ReadAll(q.Body)
-	if err == nil && !strings.Contains(string(b), "Welcome to nginx") {
-		err = fmt.Errorf("%s answers %.100q", at, b)
-	}
-	return err
 }
 
 func portForward(r *run) error {

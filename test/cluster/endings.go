@@ -3,17 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 )
 
 // endings are restarts below a cluster that goes on, and drains.
-var endings = []behaviour{
+var endings = []promise{
 	{"cri-server killed, cri-monitor killed, kubelet killed: no container restarts", kills},
 	{"kubectl drain with a disruption budget, uncordon", drain},
 	{"a namespace with pods deleted: nothing of it is left in the runtime", namespaceGone},
@@ -22,7 +22,7 @@ var endings = []behaviour{
 }
 
 // afterReboot is what a cluster is after its only node has come back.
-var afterReboot = []behaviour{
+var afterReboot = []promise{
 	{"after a reboot: the node is Ready", func(r *run) error { return r.until(2*time.Minute, nodeReady) }},
 	{"after a reboot: the same pods run again, with new sandboxes, and their restarts are counted", cameBack},
 	{"after a reboot: logs, also of before", logsAfter},
@@ -33,14 +33,8 @@ var afterReboot = []behaviour{
 
 // answers gets a page and compares it.
 func answers(at, want string) error {
-	fresh := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	q, err := fresh.Get("http://" + at + "/")
-	if err != nil {
-		return err
-	}
-	defer q.Body.Close()
-	b, err := io.ReadAll(q.Body)
-	return errors.Join(err, matches(string(b), want))
+	page, err := behaviour.Page(at)
+	return errors.Join(err, matches(page, want))
 }
 
 // counts are the restarts of all running pods' containers.

@@ -20,6 +20,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 )
 
 func main() {
@@ -32,14 +34,14 @@ func main() {
 	defer stop()
 	match, err := regexp.Compile(*only)
 	if err == nil {
-		r := &run{ctx: ctx, only: match, node: node{driver: *driver, fromCRI: *fromCRI}}
+		r := &run{ctx: ctx, score: behaviour.Score{Only: match}, node: node{driver: *driver, fromCRI: *fromCRI}}
 		if *rebooted {
 			err = r.again()
 		} else {
 			err = r.all()
 		}
-		fmt.Printf("%d passed, %d failed\n", r.passed, r.failed)
-		if r.failed > 0 && err == nil {
+		fmt.Println(r.score.String())
+		if r.score.Failed() > 0 && err == nil {
 			os.Exit(1)
 		}
 	}
@@ -52,13 +54,12 @@ func main() {
 // run is what was found out about one cluster.
 type run struct {
 	node
-	ctx            context.Context
-	only           *regexp.Regexp
-	passed, failed int
+	ctx   context.Context
+	score behaviour.Score
 }
 
-// behaviour is something that is promised. check returns nil when it holds, and else what was seen instead.
-type behaviour struct {
+// promise is something that is promised. check returns nil when it holds, and else what was seen instead.
+type promise struct {
 	name  string
 	check func(*run) error
 }
@@ -82,16 +83,16 @@ func (r *run) all() error {
 		return fmt.Errorf("%w\n%s", err, r.journal())
 	}
 	fmt.Printf("the node is Ready after %.1f s; %s\n", time.Since(began).Seconds(), r.memory())
-	for i, list := range [][]behaviour{first, commands, workloads, storage, endings} {
+	for i, list := range [][]promise{first, commands, workloads, storage, endings} {
 		for _, b := range list {
 			r.one(b)
 		}
-		if i == 0 && r.failed > 0 {
+		if i == 0 && r.score.Failed() > 0 {
 			return errors.New("without that there is nothing to look at\n" + r.journal("cri-monitor", "cri-server", "kubelet"))
 		}
 	}
 	fmt.Println(r.memory())
-	if r.failed > 0 {
+	if r.score.Failed() > 0 {
 		fmt.Println(r.journal("cri-monitor", "cri-server"))
 	}
 	return r.ctx.Err()
@@ -102,44 +103,17 @@ func (r *run) again() error {
 	for _, b := range afterReboot {
 		r.one(b)
 	}
-	if r.failed > 0 {
+	if r.score.Failed() > 0 {
 		fmt.Println(r.journal("cri-monitor", "cri-server"))
 	}
 	return r.ctx.Err()
 }
 
-func (r *run) one(b behaviour) {
-	if !r.only.MatchString(b.name) || r.ctx.Err() != nil {
-		return
-	}
-	began := time.Now()
-	err := b.check(r)
-	took := time.Since(began).Seconds()
-	if err != nil {
-		r.failed++
-		fmt.Printf("FAIL %6.1f s  %s: %v\n", took, b.name, err)
-		return
-	}
-	r.passed++
-	fmt.Printf("PASS %6.1f s  %s\n", took, b.name)
-}
+func (r *run) one(b promise) { r.score.Check(r.ctx, b.name, func() error { return b.check(r) }) }
 
 const soon = 90 * time.Second // for what a busy machine does in a few seconds
 
-// until tries check until it returns nil; after the limit its last error is the result.
+// until waits for what has no `kubectl wait`; see behaviour.Until.
 func (r *run) until(limit time.Duration, check func(*run) error) error {
-	for deadline := time.Now().Add(limit); ; {
-		err := check(r)
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %v: %w", limit, err)
-		}
-		select {
-		case <-r.ctx.Done():
-			return r.ctx.Err()
-		case <-time.After(300 * time.Millisecond): // what has no `kubectl wait`
-		}
-	}
+	return behaviour.Until(r.ctx, limit, 300*time.Millisecond, func() error { return check(r) })
 }

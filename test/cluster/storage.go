@@ -8,7 +8,7 @@ import (
 )
 
 // storage are volumes that need an API server, and what happens to pods that take too much.
-var storage = []behaviour{
+var storage = []promise{
 	{"config map, secret, service account token, downward API, image and recursive read-only volumes", volumes},
 	{"a changed config map arrives", changedMap},
 	{"evicted: more in the root file system than the limit of ephemeral storage", func(r *run) error { return r.evicted("fills-root", "ephemeral") }},

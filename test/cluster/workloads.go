@@ -9,7 +9,7 @@ import (
 )
 
 // workloads are what controllers and services make of pods, and what changes while they run.
-var workloads = []behaviour{
+var workloads = []promise{
 	{"a Deployment of three, its Service through kube-proxy, from the node and from a pod", deployment},
 	{"a rolling update, scaled, and undone", rolling},
 	{"in-place resize: cpu and memory, up and down, no restart", resize},

@@ -22,7 +22,7 @@ import (
 )
 
 // afterwards are behaviours of the whole: what kubelet says of its pods, and how all of it ends.
-var afterwards = []behaviour{
+var afterwards = []promise{
 	{"exec with stdin and exit status, and port-forward, through kubelet", throughKubelet},
 	{"/stats/summary: pods and containers with cpu and memory", func(r *run) error { return r.summary(false) }},
 	{"/metrics/resource names the containers", func(r *run) error { return r.metric("/metrics/resource", memoryMetric) }},

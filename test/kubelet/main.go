@@ -30,6 +30,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 	"github.com/seed-9a14075a/cri-server/test/testnode"
 )
 
@@ -68,16 +69,13 @@ type settings struct {
 type run struct {
 	*ground
 	*kubelet
-	ctx  context.Context
-	only *regexp.Regexp
-	away [][2]time.Time // when kubelet or cri-server was
-
-	mu             sync.Mutex
-	passed, failed int
+	ctx   context.Context
+	score behaviour.Score
+	away  [][2]time.Time // when kubelet or cri-server was
 }
 
-// behaviour is something that is promised. check returns nil when it holds, and else what was seen instead.
-type behaviour struct {
+// promise is something that is promised. check returns nil when it holds, and else what was seen instead.
+type promise struct {
 	name  string
 	check func(*run) error
 }
@@ -98,7 +96,7 @@ func test(ctx context.Context, o settings) (failed int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r := &run{ground: g, kubelet: newKubelet(binary, g), ctx: ctx, only: match}
+	r := &run{ground: g, kubelet: newKubelet(binary, g), ctx: ctx, score: behaviour.Score{Only: match}}
 	defer func() {
 		// An interrupted run has to end its pods too.
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
@@ -113,10 +111,10 @@ func test(ctx context.Context, o settings) (failed int, err error) {
 		return 0, errors.New("-reboot is before or after, and goes with -disk")
 	}
 	if err := parts[o.reboot](); err != nil {
-		return r.failed, err
+		return r.score.Failed(), err
 	}
-	fmt.Printf("%d passed, %d failed (kubelet %s, %s driver)\n", r.passed, r.failed, r.version(), o.driver)
-	return r.failed, ctx.Err()
+	fmt.Printf("%s (kubelet %s, %s driver)\n", r.score.String(), r.version(), o.driver)
+	return r.score.Failed(), ctx.Err()
 }
 
 // all checks the behaviours in the order in which one kubelet's life shows them.
@@ -130,7 +128,7 @@ func (r *run) all() error {
 	if err := r.kubelet.start(r.ctx); err != nil {
 		return err
 	}
-	r.each([]behaviour{{"first pod Ready after kubelet's start", firstReady}})
+	r.each([]promise{{"first pod Ready after kubelet's start", firstReady}})
 	if err := r.place("gates", "crash", "unhealthy", "chatty", "messages", "order", "volumes", "hostnet", "limits", "graceful",
 		"stubborn", "secure", "userns", "shared"); err != nil {
 		return err
@@ -142,14 +140,14 @@ func (r *run) all() error {
 }
 
 // each checks behaviours one after another.
-func (r *run) each(list []behaviour) {
+func (r *run) each(list []promise) {
 	for _, b := range list {
 		r.one(b)
 	}
 }
 
 // together checks behaviours of different pods at the same time.
-func (r *run) together(list []behaviour) {
+func (r *run) together(list []promise) {
 	var wg sync.WaitGroup
 	for _, b := range list {
 		wg.Go(func() { r.one(b) })
@@ -157,38 +155,9 @@ func (r *run) together(list []behaviour) {
 	wg.Wait()
 }
 
-func (r *run) one(b behaviour) {
-	if !r.only.MatchString(b.name) || r.ctx.Err() != nil {
-		return
-	}
-	began := time.Now()
-	err := b.check(r)
-	took := time.Since(began).Seconds()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err != nil {
-		r.failed++
-		fmt.Printf("FAIL %6.1f s  %s: %v\n", took, b.name, err)
-		return
-	}
-	r.passed++
-	fmt.Printf("PASS %6.1f s  %s\n", took, b.name)
-}
+func (r *run) one(b promise) { r.score.Check(r.ctx, b.name, func() error { return b.check(r) }) }
 
-// until tries check until it returns nil; after the limit its last error is the result.
+// until waits for what kubelet's API only shows; see behaviour.Until.
 func (r *run) until(limit time.Duration, check func() error) error {
-	for deadline := time.Now().Add(limit); ; {
-		err := check()
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %v: %w", limit, err)
-		}
-		select {
-		case <-r.ctx.Done():
-			return r.ctx.Err()
-		case <-time.After(200 * time.Millisecond): // kubelet's API has nothing to wait on
-		}
-	}
+	return behaviour.Until(r.ctx, limit, 200*time.Millisecond, check)
 }

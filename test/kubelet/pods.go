@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,10 +10,12 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 )
 
 // inPods are the behaviours of single pods. They are looked at together, and each waits for its own pod.
-var inPods = []behaviour{
+var inPods = []promise{
 	{"all pods run", podsRun},
 	{"probes: http, tcp, exec and an exec that times out, failing then succeeding", probes},
 	{"restart with back-off after exit", backOff},
@@ -254,33 +254,18 @@ func hostPort(r *run) error {
 		return err
 	}
 	for _, at := range []string{p.Status.PodIP + ":80", "127.0.0.1:18080", address + ":18080"} {
-		if err := welcomed(at); err != nil {
+		if err := behaviour.Welcomed(at); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// welcomed gets the web server's page.
-func welcomed(at string) error {
-	fresh := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	q, err := fresh.Get("http://" + at + "/")
-	if err != nil {
-		return err
-	}
-	defer q.Body.Close()
-	b, err := io.ReadAll(q.Body)
-	if err == nil && !strings.Contains(string(b), "Welcome to nginx") {
-		err = fmt.Errorf("%s answers %.100q", at, b)
-	}
-	return err
-}
-
 func hostNetwork(r *run) error {
 	if err := r.until(soon, func() error { return r.ready("hostnet") }); err != nil {
 		return err
 	}
-	if err := welcomed(address + ":18090"); err != nil {
+	if err := behaviour.Welcomed(address + ":18090"); err != nil {
 		return err
 	}
 	return r.expect(expect{"hostnet", "web", "grep -c knode0 /proc/net/dev", "1"})

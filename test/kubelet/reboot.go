@@ -113,7 +113,7 @@ func (r *run) afterReboot() error {
 	if err := json.Unmarshal(b, &f); err != nil {
 		return err
 	}
-	r.each([]behaviour{
+	r.each([]promise{
 		{"after a reboot: sandboxes are NOTREADY, containers EXITED, with all they had", func(r *run) error { return r.ended(f) }},
 		{"after a reboot: images are kept", func(r *run) error { return r.imagesKept(f) }},
 		{"after a reboot: an old sandbox is stopped and removed", func(r *run) error { return r.removeOld(f) }},
@@ -124,7 +124,7 @@ func (r *run) afterReboot() error {
 	if err := r.kubelet.start(r.ctx); err != nil {
 		return err
 	}
-	r.each([]behaviour{
+	r.each([]promise{
 		{"after a reboot: static pods come back, with their restarts counted", func(r *run) error { return r.back(f) }},
 		{"after a reboot: the last state tells of the end", lastState},
 		{"after a reboot: hostPort, volumes, network", func(r *run) error {

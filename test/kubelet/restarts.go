@@ -12,10 +12,12 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/seed-9a14075a/cri-server/test/behaviour"
 )
 
 // restarts are what pods must not notice.
-var restarts = []behaviour{
+var restarts = []promise{
 	{"restart of kubelet: pods kept", func(r *run) error {
 		return r.undisturbed(func() error {
 			return errors.Join(r.kubelet.stop(syscall.SIGTERM), r.kubelet.start(r.ctx))
@@ -88,7 +90,7 @@ func (r *run) undisturbed(happens func() error) error {
 			return fmt.Errorf("%s was %s and is %s", name, was, after[name])
 		}
 	}
-	return welcomed("127.0.0.1:18080")
+	return behaviour.Welcomed("127.0.0.1:18080")
 }
 
 var probeCount = regexp.MustCompile(`(?m)^prober_probe_total\{container="web",.*pod="web-.*probe_type="(Liveness|Readiness)",result="successful"\} (\d+)`)
