@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +43,25 @@ func TestBridgeAddresses(t *testing.T) {
 	}
 	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "fd77::/64"))
 	n.attach(t, newPod(t)) // beside IPv4
+}
+
+// TestPortWithoutIPv6: pods speak IPv6 over ports that have no IPv6 of their own, and so no address and no route.
+func TestPortWithoutIPv6(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,`, "fd77::/64"))
+	a, b := newPod(t), newPod(t)
+	ra, rb := n.attach(t, a), n.attach(t, b)
+	for _, r := range []*Result{ra, rb} {
+		if s := run(t, "ip", "-6", "addr", "show", "dev", r.HostInterface) + run(t, "ip", "-6", "route", "show", "table", "all", "dev", r.HostInterface); s != "" {
+			t.Errorf("%s has %s", r.HostInterface, s)
+		}
+	}
+	listen(t, b.NetNS, "tcp", ":80")
+	for _, from := range []string{a.NetNS, hostNS} {
+		if got := dial(from, "tcp", netip.AddrPortFrom(rb.IPs[0], 80).String()); !strings.HasPrefix(got, "fd77::") {
+			t.Errorf("from %s: %s", from, got)
+		}
+	}
 }
 
 // TestBridgeWithoutHardwareAddress: the kernel gives a bridge the lowest address of its ports, and none when the last one goes.

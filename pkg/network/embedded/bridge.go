@@ -203,8 +203,10 @@ func portFlags(h *netlink.Handle, host netlink.Link, conf *bridgeConf) error {
 			return fmt.Errorf("port isolation: %w", err)
 		}
 	}
-	// Not worth an error: missing where IPv6 is disabled.
-	_ = netns.SetSysctl("ipv6/conf/"+host.Attrs().Name+"/accept_ra", "0")
+	// A port needs no IPv6 of its own: frames are the bridge's before they could be the port's. With it each port would have
+	// an address and four routes on the host, and each time that a port comes or goes the kernel walks all of them, with the lock
+	// of all network changes held. Not worth an error: missing where IPv6 is disabled.
+	_ = netns.SetSysctl("ipv6/conf/"+host.Attrs().Name+"/disable_ipv6", "1")
 	return nil
 }
 
