@@ -96,7 +96,7 @@ func newDaemon(o options, t target, number int) (*daemon, error) {
 	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644); err != nil {
 		return nil, err
 	}
-	text = fmt.Sprintf(conflist, filepath.Join(d.dir, "ipam"))
+	text = fmt.Sprintf(conflist, number, filepath.Join(d.dir, "ipam"), 88+number)
 	if err := os.WriteFile(filepath.Join(d.cni, "10-bench.conflist"), []byte(text), 0o644); err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle"
 
 func main() {
 	var o options
-	var targets, phases, render string
+	var targets, phases, render, other string
 	flag.BoolVar(&o.quick, "quick", false, "small numbers: a few minutes for all")
 	flag.StringVar(&targets, "targets", "", "comma-separated names, with * and ?; all if empty: "+strings.Join(targetNames(), ","))
 	flag.StringVar(&phases, "phases", "", "comma-separated; all if empty: "+strings.Join(allPhases, ","))
@@ -80,6 +80,7 @@ func main() {
 	cycles := flag.Int("cycles", 0, "pods one after the other in each pass; 0: as the size says")
 	passes := flag.Int("passes", 0, "passes; 0: as the size says")
 	flag.StringVar(&render, "render", "", "measure nothing; write page and charts from this results.json")
+	flag.StringVar(&other, "against", "", "compare with another tree: its bin/ and this one's, pod by pod in turns; prints, and writes nothing else. Phases: latency, parallel, spans")
 	flag.Parse()
 	o.targets, o.phases = list(targets), list(phases)
 	if len(o.phases) == 0 {
@@ -89,7 +90,7 @@ func main() {
 		o.size = quick
 	}
 	o.size.Cycles, o.size.Passes = cmp.Or(*cycles, o.size.Cycles), cmp.Or(*passes, o.size.Passes)
-	if err := run(o, render); err != nil {
+	if err := run(o, render, other); err != nil {
 		fmt.Fprintln(os.Stderr, "cribench:", err)
 		os.Exit(1)
 	}
@@ -99,8 +100,8 @@ func list(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' })
 }
 
-func run(o options, render string) (err error) {
-	for _, p := range []*string{&o.repo, &o.out, &o.doc, &o.profile} {
+func run(o options, render, other string) (err error) {
+	for _, p := range []*string{&o.repo, &o.out, &o.doc, &o.profile, &other} {
 		if *p == "" {
 			continue
 		}
@@ -126,6 +127,9 @@ func run(o options, render string) (err error) {
 		}
 		// rm, since the tree may be deep and owned by other user ids.
 		defer func() { err = errors.Join(err, exec.Command("rm", "-rf", o.dir).Run()) }()
+	}
+	if other != "" {
+		return against(ctx, o, other)
 	}
 	r, err := measure(ctx, o)
 	if r == nil {
