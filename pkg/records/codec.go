@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// envelope is the first line of a file.
+// envelope is the first line of a record.
 type envelope struct {
 	Version int             `json:"version"`
 	ID      string          `json:"id"`
@@ -39,7 +39,10 @@ func encode(id string, version int, boot string, v any) ([]byte, error) {
 
 // decode reads a file's content. With an error it returns whatever it could make out.
 func decode[T any](b []byte, id string, version int) (v T, boot string, err error) {
-	err = verify(b)
+	b, err = last(b)
+	if err == nil {
+		err = verify(b)
+	}
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	var e envelope
 	if jerr := json.Unmarshal(line, &e); jerr != nil {
@@ -67,6 +70,38 @@ func decode[T any](b []byte, id string, version int) (v T, boot string, err erro
 	return v, e.BootID, err
 }
 
+// sumSize is the length of the second line.
+const sumSize = len("crc32c:00000000\n")
+
+// last returns the last whole record of a file. What is behind it must be the beginning of another, whose writer was killed:
+// nobody was told that it was written. With an error it returns what there may be to show.
+func last(b []byte) ([]byte, error) {
+	var found []byte
+	for rest := b; len(rest) > 0; {
+		i := bytes.IndexByte(rest, '\n')
+		if i >= 0 && len(rest) >= i+1+sumSize {
+			if !isSum(rest[i : i+1+sumSize]) {
+				return rest, damaged("a line that should be a checksum is none")
+			}
+			found, rest = rest[:i+1+sumSize], rest[i+1+sumSize:]
+			continue
+		}
+		if found == nil {
+			return b, nil // verify says what is wrong with it
+		}
+		if i > 0 && rest[i-1] != '}' {
+			return rest, damaged("lines run into each other")
+		}
+		break
+	}
+	return found, nil
+}
+
+// isSum tells whether b, from a line's break on, has the form of a checksum.
+func isSum(b []byte) bool {
+	return len(b) == 1+sumSize && b[0] == '\n' && bytes.HasPrefix(b[1:], []byte("crc32c:")) && b[sumSize] == '\n'
+}
+
 // verify checks the second line against the first.
 func verify(b []byte) error {
 	i := bytes.IndexByte(b, '\n')
@@ -82,7 +117,13 @@ func verify(b []byte) error {
 }
 
 func sumLine(line []byte) string {
-	return fmt.Sprintf("crc32c:%08x\n", crc32.Checksum(line, castagnoli))
+	const digits = "0123456789abcdef"
+	sum := crc32.Checksum(line, castagnoli)
+	b := []byte("crc32c:00000000\n")
+	for i := range 8 {
+		b[7+i] = digits[sum>>(28-4*i)&15]
+	}
+	return string(b)
 }
 
 func damaged(why string) error {

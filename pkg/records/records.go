@@ -1,10 +1,12 @@
 // Package records keeps what the server must know after a restart: one file per object, below one directory per kind.
 //
-// A file is replaced as a whole (written beside, then renamed), so a reader or a killed writer sees the old record or
-// the new one. Nothing is synced: pods die with the machine, so a record needs to outlive the process only. What a
-// power cut leaves is caught by a checksum, and the boot id tells a record of this boot from one of an earlier.
+// A new record is written behind the former ones in its file, and the last whole one counts, so a reader or a killed writer
+// sees the old record or the new one. That is one write and no new inode; a file's first record, and one for which the file
+// would get too long, is written beside and renamed. Nothing is synced: pods die with the machine, so a record needs to
+// outlive the process only. What a power cut leaves is caught by a checksum, and the boot id tells a record of this boot
+// from one of an earlier.
 //
-// A file holds two lines: the record as JSON, with its version, id and boot id, and the CRC-32C of the first line.
+// A record is two lines: JSON, with its version, id and boot id, and the CRC-32C of the first line.
 // A record that can't be read (damaged, cut short, written by a newer server) is still returned by Load, with the reason,
 // so that the object can be listed and removed. Unknown fields of a record are lost when an older server writes it anew:
 // a field that an older server must not drop needs a new version, which that server then refuses to interpret.
@@ -35,6 +37,8 @@ const (
 	tempPrefix = ".tmp-"
 	// maxSize is far above any record; it keeps a file that is not ours from filling the memory.
 	maxSize = 16 << 20
+	// rewriteSize is how long a file may get by records that are of the past: some ten changes of a container.
+	rewriteSize = 32 << 10
 )
 
 // Store holds the records of one kind. Open makes it.
@@ -105,9 +109,22 @@ func (s *Store[T]) Put(id string, v T) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
+	done, there, err := appendTo(s.path(id), b)
+	if err == nil && !done {
+		err = s.replace(id, b, there)
+	}
+	if err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	faultpoint.Pass("records.put.renamed")
+	return nil
+}
+
+// replace makes the file of id, with one record. there: it takes the place of another.
+func (s *Store[T]) replace(id string, b []byte, there bool) error {
 	// The name is ours alone: a leftover of the same name went away in Open.
 	temp := filepath.Join(s.dir, tempPrefix+strconv.FormatUint(s.temp.Add(1), 36))
-	err = write(temp, b)
+	err := write(temp, b, there)
 	if err == nil {
 		err = faultpoint.Hit("records.put.written")
 	}
@@ -116,10 +133,8 @@ func (s *Store[T]) Put(id string, v T) error {
 	}
 	if err != nil {
 		_ = os.Remove(temp)
-		return fmt.Errorf("record %s: %w", id, err)
 	}
-	faultpoint.Pass("records.put.renamed")
-	return nil
+	return err
 }
 
 // Delete removes the record of id; it is no error if there is none.
@@ -202,7 +217,54 @@ func checkID(id string) error {
 	return nil
 }
 
-func write(path string, b []byte) error {
+// appendTo writes a record behind those in the file. done is false when there is no file, when it would get too long, and when
+// its end is not that of a whole record, as after a writer's death. On error the file is as it was.
+func appendTo(path string, b []byte) (done, there bool, err error) {
+	// Not by os: this file is not waited for, and its owner knows it by its name only.
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0) })
+	if errors.Is(err, unix.ENOENT) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, true, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, true, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size+int64(len(b)) > rewriteSize || st.Size <= int64(sumSize) {
+		return false, true, nil
+	}
+	var end [sumSize + 1]byte
+	n, err := ignoringEINTR(func() (int, error) { return unix.Pread(fd, end[:], st.Size-int64(len(end))) })
+	if err != nil || n != len(end) || !isSum(end[:]) {
+		return false, true, nil
+	}
+	if err := faultpoint.Hit("records.put.open"); err != nil {
+		return false, true, err
+	}
+	if n, err = ignoringEINTR(func() (int, error) { return unix.Pwrite(fd, b, st.Size) }); err == nil && n < len(b) {
+		err = unix.ENOSPC
+	}
+	if err == nil {
+		err = faultpoint.Hit("records.put.written")
+	}
+	if err != nil {
+		return false, true, errors.Join(&fs.PathError{Op: "write", Path: path, Err: err}, unix.Ftruncate(fd, st.Size))
+	}
+	return true, true, nil
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func write(path string, b []byte, replaces bool) error {
 	if err := faultpoint.Hit("records.put.open"); err != nil {
 		return err
 	}
@@ -210,10 +272,12 @@ func write(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	// ext4 starts writing out a file with delayed allocation when it is renamed over another (auto_da_alloc, ext4(5)),
-	// which costs three times as much as all the rest. Allocated blocks spare us that; where fallocate(2) is not
-	// supported the write does it all.
-	_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(len(b)))
+	if replaces {
+		// ext4 starts writing out a file with delayed allocation when it is renamed over another (auto_da_alloc, ext4(5)),
+		// which costs three times as much as all the rest. Allocated blocks spare us that; where fallocate(2) is not
+		// supported the write does it all.
+		_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(len(b)))
+	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Close())
 }

@@ -117,7 +117,9 @@ func TestDamageIsListed(t *testing.T) {
 	for n := range good {
 		check(fmt.Sprintf("cut at %d", n), good[:n])
 	}
-	check("longer", append(append([]byte(nil), good...), good...))
+	check("longer", append(append([]byte(nil), good...), "{}\ncrc32c:00000000\n"...))
+	check("run together", append(append([]byte(nil), good...), "{} crc32c:00000000\n"...))
+	check("without an end", append(append([]byte(nil), good[:len(good)-1]...), good...))
 	check("empty data", mustEncode(t, "aa", 1, nil))
 	check("other id", mustEncode(t, "bb", 1, pod{}))
 	check("version 0", mustEncode(t, "aa", 0, pod{}))
@@ -134,6 +136,82 @@ func TestDamageIsListed(t *testing.T) {
 	}
 	if err := s.Delete("aa"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A file holds the records of some changes: the last whole one counts. What a killed writer began does not, and the next writer
+// is not misled by it. A damaged last one shows.
+func TestChanges(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 1)
+	path := filepath.Join(dir, "aa.json")
+	var ends []int
+	var b []byte
+	for n := range 3 {
+		if err := s.Put("aa", pod{Name: "web", Count: n}); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if b, err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, len(b))
+	}
+	with := func(b []byte) Entry[pod] {
+		t.Helper()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		list, err := s.Load()
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0]
+	}
+	for n := ends[0]; n < ends[2]; n++ {
+		want := 0
+		if n >= ends[1] {
+			want = 1
+		}
+		if e := with(b[:n]); e.Err != nil || e.Value.Count != want {
+			t.Fatalf("cut at %d: %+v", n, e)
+		}
+		if err := s.Put("aa", pod{Count: 9}); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := s.Get("aa"); err != nil || v.Count != 9 {
+			t.Fatalf("cut at %d, then written: %+v, %v", n, v, err)
+		}
+	}
+	for i := ends[1] * 8; i < ends[2]*8; i++ {
+		c := append([]byte(nil), b...)
+		c[i/8] ^= 1 << (i % 8)
+		if e := with(c); !errdefs.IsDataLoss(e.Err) {
+			t.Fatalf("bit %d: %+v", i, e)
+		}
+	}
+}
+
+func TestFilesStayShort(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 1)
+	long := strings.Repeat("x", 3000)
+	for n := range 50 {
+		if err := s.Put("aa", pod{Name: long, Count: n}); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(filepath.Join(dir, "aa.json")); err != nil || st.Size() > rewriteSize {
+			t.Fatalf("%v, %v", st.Size(), err)
+		}
+		if v, err := s.Get("aa"); err != nil || v.Count != n {
+			t.Fatalf("%d, %v", v.Count, err)
+		}
+	}
+	if err := s.Put("aa", pod{Name: strings.Repeat("y", 2*rewriteSize)}); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := s.Get("aa"); err != nil || len(v.Name) != 2*rewriteSize {
+		t.Fatalf("%d, %v", len(v.Name), err)
 	}
 }
 
