@@ -24,6 +24,9 @@ import (
 const (
 	// maxMessage is what kubelet accepts from us, too.
 	maxMessage = 16 << 20
+	// streamWorkers serve the calls of a quiet node without a new goroutine, whose stack would have to grow first, for each.
+	// Calls beyond them get one.
+	streamWorkers = 4
 	// rpcGrace is how long calls may run on after SIGTERM. Operations have stopGrace more to end; what is still running
 	// then is rolled back by the next start.
 	rpcGrace  = 20 * time.Second
@@ -140,6 +143,7 @@ func (d *daemon) serve(ctx context.Context, cfg *config.Config) error {
 func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, admin net.Listener) error {
 	g := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}, svc.ServerOptions()...)...)
 	svc.Register(g)

@@ -144,7 +144,8 @@ func (g *Group) join(ctx context.Context, key string, timeout time.Duration, fn 
 		defer stop()
 		defer cancel(nil)
 		defer g.finish(c)
-		c.value, c.err = g.run(context.WithValue(octx, opKey{}, c.op), c.op, fn)
+		GrowStack()
+		g.run(context.WithValue(octx, opKey{}, c.op), c, fn)
 	}()
 	return c, nil
 }
@@ -204,9 +205,23 @@ func (g *Group) settle(c *call) {
 	}
 }
 
-// run calls fn, turns a panic into an error, names the stage, and undoes on failure.
-func (g *Group) run(ctx context.Context, op *Op, fn func(context.Context, *Op) (any, error)) (v any, err error) {
-	v, err = g.call(ctx, op, fn)
+// run calls fn and concludes with what it returned. A panic, or a runtime.Goexit, of fn takes neither the server nor the
+// callers with it.
+func (g *Group) run(ctx context.Context, c *call, fn func(context.Context, *Op) (any, error)) {
+	err := fmt.Errorf("the operation's goroutine ended: %w", errdefs.ErrInternal)
+	var v any
+	defer func() {
+		if r := recover(); r != nil {
+			g.o.Log.Error("panic in operation", "operation", c.op.key, "panic", r, "stack", string(debug.Stack()))
+			v, err = nil, fmt.Errorf("panic: %v: %w", r, errdefs.ErrInternal)
+		}
+		c.value, c.err = g.conclude(ctx, c.op, v, err)
+	}()
+	v, err = fn(ctx, c.op)
+}
+
+// conclude names the stage of a failure and undoes.
+func (g *Group) conclude(ctx context.Context, op *Op, v any, err error) (any, error) {
 	if err == nil {
 		op.end("")
 		return v, nil
@@ -225,24 +240,6 @@ func (g *Group) run(ctx context.Context, op *Op, fn func(context.Context, *Op) (
 		err = fmt.Errorf("%w (undo: %v)", err, uerr)
 	}
 	return nil, err
-}
-
-// call keeps a panic, or a runtime.Goexit, of fn from taking the server or the callers with it.
-func (g *Group) call(ctx context.Context, op *Op, fn func(context.Context, *Op) (any, error)) (v any, err error) {
-	returned := make(chan struct{})
-	go func() {
-		defer close(returned)
-		err = fmt.Errorf("the operation's goroutine ended: %w", errdefs.ErrInternal)
-		defer func() {
-			if r := recover(); r != nil {
-				g.o.Log.Error("panic in operation", "operation", op.key, "panic", r, "stack", string(debug.Stack()))
-				err = fmt.Errorf("panic: %v: %w", r, errdefs.ErrInternal)
-			}
-		}()
-		v, err = fn(ctx, op)
-	}()
-	<-returned
-	return v, err
 }
 
 // Forget drops the kept result of key, if there is one: the object it speaks of has changed since.

@@ -172,7 +172,10 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 	op.Stage("network and pause")
 	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
 	attached := *sb
-	g.Go(func() error { return s.attach(ctx, &attached) })
+	g.Go(func() error {
+		operation.GrowStack()
+		return s.attach(ctx, &attached)
+	})
 	g.Go(func() error { return s.startPause(ctx, sb) })
 	err := g.Wait()
 	sb.Network = attached.Network
