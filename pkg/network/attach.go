@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
+	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
@@ -75,7 +76,14 @@ func (n *CNI) add(ctx context.Context, list *confList, rt *libcni.RuntimeConf) (
 	if err := faultpoint.Hit("network.attach.add"); err != nil {
 		return nil, err
 	}
-	raw, err := n.lib.AddNetworkList(ctx, list.NetworkConfigList, rt)
+	var raw types.Result
+	var err error
+	args := argsText(rt.Args)
+	if list.chain(n.exec).Fits(args) {
+		raw, err = n.addInProcess(ctx, list, rt, args)
+	} else {
+		raw, err = n.lib.AddNetworkList(ctx, list.NetworkConfigList, rt)
+	}
 	if err == nil {
 		err = faultpoint.Hit("network.attach.added")
 	}
@@ -152,6 +160,9 @@ func hostInterface(r *current.Result) string {
 	}
 	if len(host) == 1 {
 		return host[0]
+	}
+	if len(host) == 2 && r.Interfaces[0] != nil && host[0] == r.Interfaces[0].Name && embedded.HostName(host[1]) {
+		return host[1] // bridge and port, as the reference plugin orders them and names the port
 	}
 	for _, name := range host {
 		if l, err := netlink.LinkByName(name); err == nil && l.Type() == "veth" {

@@ -16,6 +16,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 )
 
 // maxConf bounds a configuration file, in bytes.
@@ -25,6 +27,9 @@ const maxConf = 1 << 20
 type confList struct {
 	*libcni.NetworkConfigList
 	file string
+
+	compile  sync.Once
+	compiled *embedded.Chain // see chain
 }
 
 // confDir is the directory of configurations. The first file by name that can be loaded is in force; those before it

@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
@@ -45,7 +46,8 @@ type bridgeConf struct {
 		MAC string `json:"mac"`
 	} `json:"runtimeConfig"`
 
-	mac net.HardwareAddr // nil: a random one
+	mac    net.HardwareAddr  // nil: a random one
+	leases *hostlocal.Config // of IPAM, where it was read already
 }
 
 func parseBridge(base *conf, args string, stdin []byte) (*bridgeConf, error) {
@@ -95,7 +97,7 @@ func (p *Plugins) bridge(ctx context.Context, c Call, base *conf, stdin []byte) 
 	}
 	// STATUS, GC
 	if conf.IPAM.Type != "" {
-		_, err = p.ipam(ctx, conf.IPAM.Type, c, stdin)
+		_, err = p.ipam(ctx, conf, c, stdin)
 	}
 	if c.Command == "GC" {
 		err = errors.Join(err, p.collect(base), deleteGroup(deadGroup))
@@ -109,16 +111,22 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
 	defer ns.Close()
-	h, err := handle()
+	d, err := p.dialogs.get()
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
-	defer h.Close()
-	br, err := p.ensureBridge(h, conf)
+	defer func() {
+		if err != nil { // perhaps of the exchange
+			d.close()
+			return
+		}
+		p.dialogs.put(d)
+	}()
+	br, err := p.ensureBridge(d, conf)
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
-	v, err := p.addVeth(h, c, conf, br, int(ns.Fd()))
+	v, host, err := p.addVeth(d, c, conf, br, int(ns.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
@@ -131,20 +139,17 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 	}()
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{
 		{Name: br.Attrs().Name}, {Name: v.host, Mac: v.hostMAC.String()}, {Name: c.IfName, Mac: v.podMAC.String(), Sandbox: c.NetNS}}}
-	host, err := h.LinkByName(v.host)
-	if err != nil {
+	if err := portFlags(host, conf); err != nil {
 		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
 	}
-	if err := portFlags(h, host, conf); err != nil {
-		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
-	}
+	var gateways []netip.Prefix
 	if conf.IPAM.Type != "" {
-		ip, err := p.ipam(ctx, conf.IPAM.Type, c, stdin)
+		ip, err := p.ipam(ctx, conf, c, stdin)
 		if err != nil {
 			return nil, err
 		}
 		r.IPs, r.Routes, r.DNS = ip.IPs, ip.Routes, ip.DNS
-		if err := p.layer3(h, c, conf, br, int(ns.Fd()), r); err != nil {
+		if gateways, err = p.layer3(c, conf, int(ns.Fd()), host.Attrs().ParentIndex, r); err != nil {
 			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 	} else if !conf.DisableContainerInterface {
@@ -153,54 +158,97 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 			return nil, fmt.Errorf("bridge: %w", err)
 		}
 	}
+	if br, host, err = p.gatewayAddrs(d, conf, br, host, gateways); err != nil {
+		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	}
 	if !conf.DisableContainerInterface {
-		if err := waitUp(h, host.Attrs().Index); err != nil {
+		if err := waitUp(d, host); err != nil {
 			return nil, err
 		}
 	}
-	// The bridge's address may have followed that of its first port.
-	br, err = h.LinkByName(conf.Bridge)
-	if err != nil {
-		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
-	}
 	r.Interfaces[0].Mac = br.Attrs().HardwareAddr.String()
-	if d := conf.DNS; d.Nameservers != nil || d.Search != nil || d.Options != nil || d.Domain != "" {
-		r.DNS = d
+	if dns := conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
+		r.DNS = dns
 	}
 	return r, nil
 }
 
+// gatewayAddrs gives the bridge its addresses, and returns bridge and port as they are then: the bridge's hardware address may
+// have followed that of its first port.
+func (p *Plugins) gatewayAddrs(d *dialog, conf *bridgeConf, br, host netlink.Link, gateways []netip.Prefix) (_, _ netlink.Link, err error) {
+	index := br.Attrs().Index
+	var reqs []*nl.NetlinkRequest
+	for _, gw := range gateways {
+		reqs = append(reqs, addrRequest(index, gatewayAddr(gw)))
+	}
+	links := []*nl.NetlinkRequest{linkRequest("", index), linkRequest("", host.Attrs().Index)}
+	answers, err := d.do(append(reqs, links...)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := answers[len(gateways):]
+	for i, gw := range gateways {
+		if err := p.ensureAddr(br, conf, gw, answers[i].err); err != nil {
+			return nil, nil, err
+		}
+		if answers[i].err == nil { // which may have changed the bridge
+			now = nil
+		}
+	}
+	if now == nil {
+		if now, err = d.do(links...); err != nil {
+			return nil, nil, err
+		}
+	}
+	if br, err = now[0].link(); err != nil {
+		return nil, nil, err
+	}
+	if host, err = now[1].link(); err != nil {
+		return nil, nil, fmt.Errorf("port: %w", err)
+	}
+	return br, host, nil
+}
+
 // addVeth makes the pair. A link of the same name in the pod that an earlier DEL left to be deleted is deleted now.
-func (p *Plugins) addVeth(h *netlink.Handle, c Call, conf *bridgeConf, br netlink.Link, ns int) (veth, error) {
+func (p *Plugins) addVeth(d *dialog, c Call, conf *bridgeConf, br netlink.Link, ns int) (veth, netlink.Link, error) {
 	v := veth{pod: c.IfName, hostMAC: hardwareAddr(), podMAC: conf.mac, mtu: conf.MTU, master: br.Attrs().Index, netns: ns}
 	if v.podMAC == nil {
 		v.podMAC = hardwareAddr()
 	}
 	for try := 0; ; try++ {
 		v.host = hostName()
-		err := v.create()
+		host, err := v.create(d)
 		if err == nil || !errors.Is(err, unix.EEXIST) || try == 5 {
-			return v, err
+			return v, host, err
 		}
-		if _, err := h.LinkByName(v.host); err == nil {
+		if answers, err := d.do(linkRequest(v.host, 0)); err != nil {
+			return v, nil, err
+		} else if answers[0].err == nil {
 			continue // the random name is taken
 		}
 		err = netns.DoFD(ns, func() error { return removeDead(c.IfName) })
 		if err != nil {
-			return v, err
+			return v, nil, err
 		}
 	}
 }
 
-func portFlags(h *netlink.Handle, host netlink.Link, conf *bridgeConf) error {
-	if conf.HairpinMode {
-		if err := h.LinkSetHairpin(host, true); err != nil {
-			return fmt.Errorf("hairpin mode: %w", err)
+func portFlags(host netlink.Link, conf *bridgeConf) error {
+	if conf.HairpinMode || conf.PortIsolation {
+		h, err := handle()
+		if err != nil {
+			return err
 		}
-	}
-	if conf.PortIsolation {
-		if err := h.LinkSetIsolated(host, true); err != nil {
-			return fmt.Errorf("port isolation: %w", err)
+		defer h.Close()
+		if conf.HairpinMode {
+			if err := h.LinkSetHairpin(host, true); err != nil {
+				return fmt.Errorf("hairpin mode: %w", err)
+			}
+		}
+		if conf.PortIsolation {
+			if err := h.LinkSetIsolated(host, true); err != nil {
+				return fmt.Errorf("port isolation: %w", err)
+			}
 		}
 	}
 	// A port needs no IPv6 of its own: frames are the bridge's before they could be the port's. With it each port would have
@@ -210,32 +258,29 @@ func portFlags(h *netlink.Handle, host netlink.Link, conf *bridgeConf) error {
 	return nil
 }
 
-// layer3 gives the pod its addresses and routes, and the bridge those of the gateway.
-func (p *Plugins) layer3(h *netlink.Handle, c Call, conf *bridgeConf, br netlink.Link, ns int, r *current.Result) error {
+// layer3 gives the pod its addresses and routes, and returns the gateways' addresses, which are the bridge's. index is the
+// interface's in the pod.
+func (p *Plugins) layer3(c Call, conf *bridgeConf, ns, index int, r *current.Result) ([]netip.Prefix, error) {
 	if len(r.IPs) == 0 {
-		return fmt.Errorf("ipam plugin %s gave no address: %w", conf.IPAM.Type, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("ipam plugin %s gave no address: %w", conf.IPAM.Type, errdefs.ErrFailedPrecondition)
 	}
 	addrs, err := prefixes(r.IPs)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	gateways := conf.gateways(r, addrs)
-	if err := netns.DoFD(ns, func() error { return configure(c.IfName, conf, r) }); err != nil {
-		return err
+	if err := configurePod(c, ns, index, conf, r); err != nil {
+		return nil, err
 	}
-	if conf.IsGateway {
-		for _, gw := range gateways {
-			if err := p.ensureAddr(h, br, conf, gw); err != nil {
-				return err
-			}
-		}
+	if !conf.IsGateway {
+		gateways = nil
 	}
 	if conf.IPMasq {
 		if err := p.nat.Masquerade(owner(c, conf.Name), addrs); err != nil {
-			return fmt.Errorf("masquerade: %w", err)
+			return nil, fmt.Errorf("masquerade: %w", err)
 		}
 	}
-	return nil
+	return gateways, nil
 }
 
 // gateways completes the result as the reference does: interface 2, the subnet's first address as gateway where IPAM
@@ -284,7 +329,7 @@ func (p *Plugins) bridgeDel(ctx context.Context, c Call, conf *bridgeConf, stdin
 		return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
 	if conf.IPAM.Type != "" {
-		_, err := p.ipam(ctx, conf.IPAM.Type, c, stdin)
+		_, err := p.ipam(ctx, conf, c, stdin)
 		return err
 	}
 	return nil

@@ -19,15 +19,28 @@ import (
 // shared serialises what is made once for all pods: bridges and their addresses.
 type shared struct{ mu sync.Mutex }
 
-// ensureBridge makes the bridge, or takes the one that is there.
-func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Link, error) {
-	l, err := h.LinkByName(conf.Bridge)
+// ensureBridge takes the bridge that is there, or makes it.
+func (p *Plugins) ensureBridge(d *dialog, conf *bridgeConf) (netlink.Link, error) {
+	answers, err := d.do(linkRequest(conf.Bridge, 0))
+	if err != nil {
+		return nil, err
+	}
+	l, err := answers[0].link()
 	if err == nil && l.Type() == "bridge" && l.Attrs().RawFlags&unix.IFF_UP != 0 && (!conf.PromiscMode || l.Attrs().Promisc != 0) {
 		return l, nil
 	}
 	if err != nil && !notFound(err) {
 		return nil, err
 	}
+	return p.makeBridge(conf)
+}
+
+func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {
+	h, err := handle()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
 	attrs := netlink.NewLinkAttrs()
@@ -58,23 +71,22 @@ func (p *Plugins) ensureBridge(h *netlink.Handle, conf *bridgeConf) (netlink.Lin
 	return l, nil
 }
 
-// ensureAddr gives the bridge a gateway address and lets the host forward. The common case, it is there, is one request.
-func (p *Plugins) ensureAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
+// ensureAddr gives the bridge a gateway address and lets the host forward. was is the answer to addrRequest for it, which in the
+// common case says that it is there.
+func (p *Plugins) ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) error {
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	ipn := net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())}
-	addr := &netlink.Addr{IPNet: &ipn}
-	if gw.Addr().Is6() {
-		addr.Flags = unix.IFA_F_NODAD // else it is tentative until the first port has been up for a second
-	}
-	err := h.AddrAdd(br, addr)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("gateway address %s: %w", gw, err)
-	}
-	if err == nil {
-		if err := p.newAddr(h, br, conf, gw); err != nil {
-			return errors.Join(err, h.AddrDel(br, addr))
+	if was == nil { // it is new
+		h, err := handle()
+		if err != nil {
+			return err
 		}
+		defer h.Close()
+		if err := p.newAddr(h, br, conf, gw); err != nil {
+			return errors.Join(err, h.AddrDel(br, gatewayAddr(gw)))
+		}
+	} else if !errors.Is(was, unix.EEXIST) {
+		return fmt.Errorf("gateway address %s: %w", gw, was)
 	}
 	sysctl := "ipv4/ip_forward"
 	if gw.Addr().Is6() {
@@ -84,6 +96,14 @@ func (p *Plugins) ensureAddr(h *netlink.Handle, br netlink.Link, conf *bridgeCon
 		return fmt.Errorf("forwarding: %w", err)
 	}
 	return nil
+}
+
+func gatewayAddr(gw netip.Prefix) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: gw.Addr().AsSlice(), Mask: net.CIDRMask(gw.Bits(), gw.Addr().BitLen())}}
+	if gw.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // else it is tentative until the first port has been up for a second
+	}
+	return addr
 }
 
 // newAddr settles what a new address means for those that the bridge has.

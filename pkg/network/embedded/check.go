@@ -11,7 +11,7 @@ import (
 // bridgeCheck tells whether the attachment is as the last result says.
 func (p *Plugins) bridgeCheck(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) error {
 	if conf.IPAM.Type != "" {
-		if _, err := p.ipam(ctx, conf.IPAM.Type, c, stdin); err != nil {
+		if _, err := p.ipam(ctx, conf, c, stdin); err != nil {
 			return err
 		}
 	}

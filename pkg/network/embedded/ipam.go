@@ -43,8 +43,12 @@ func (p *Plugins) hostLocal(ctx context.Context, c Call, stdin []byte) (*current
 }
 
 // ipam runs the IPAM plugin of a configuration.
-func (p *Plugins) ipam(ctx context.Context, plugin string, c Call, stdin []byte) (*current.Result, error) {
-	if plugin == "host-local" && !slices.Contains(p.External, plugin) {
+func (p *Plugins) ipam(ctx context.Context, b *bridgeConf, c Call, stdin []byte) (*current.Result, error) {
+	plugin := b.IPAM.Type
+	if p.ownIPAM(plugin) {
+		if b.leases != nil && c.Command == "ADD" {
+			return hostlocal.Add(ctx, b.leases, c.ContainerID, c.IfName)
+		}
 		return p.hostLocal(ctx, c, stdin)
 	}
 	if p.Delegate == nil {
@@ -67,6 +71,11 @@ func (p *Plugins) ipam(ctx context.Context, plugin string, c Call, stdin []byte)
 	c.Command = "DEL"
 	_, undo := p.Delegate(context.WithoutCancel(ctx), plugin, c, stdin)
 	return nil, errors.Join(fmt.Errorf("ipam plugin %s: result: %w", plugin, err), undo)
+}
+
+// ownIPAM tells whether an IPAM plugin runs in process.
+func (p *Plugins) ownIPAM(plugin string) bool {
+	return plugin == "host-local" && !slices.Contains(p.External, plugin)
 }
 
 // prefixes returns the addresses of a result, unmapped.

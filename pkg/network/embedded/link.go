@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -49,10 +50,21 @@ type veth struct {
 	netns           int // fd of the pod end's namespace
 }
 
-// create makes the pair in one request: the host end up and in its bridge, the pod end in its namespace and down. The
-// netlink package would need five requests. Hardware addresses are given, so that nobody (udev) changes them later.
-func (v veth) create() error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+// create makes the pair in one request, and returns the host end: up and in its bridge, the pod end in its namespace and down.
+// The netlink package would need five requests. Hardware addresses are given, so that nobody (udev) changes them later.
+func (v veth) create(d *dialog) (netlink.Link, error) {
+	answers, err := d.do(v.request(), linkRequest(v.host, 0))
+	if err == nil {
+		err = answers[0].err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
+	}
+	return answers[1].link()
+}
+
+func (v veth) request() *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	req.AddData(msg)
@@ -71,10 +83,7 @@ func (v veth) create() error {
 		peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu)))
 	}
 	req.AddData(info)
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-		return fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
-	}
-	return nil
+	return req
 }
 
 // hardwareAddr returns a random locally administered unicast address.
@@ -92,25 +101,33 @@ func hostName() string {
 	return fmt.Sprintf("veth%x", b)
 }
 
+// HostName tells whether a name is one that this plugin, or the reference, gives to a host end: veth and eight hex digits.
+func HostName(name string) bool {
+	digits, ok := strings.CutPrefix(name, "veth")
+	return ok && len(digits) == 8 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
 func notFound(err error) bool {
 	var lnf netlink.LinkNotFoundError
 	return errors.As(err, &lnf) || errors.Is(err, unix.ENODEV)
 }
 
-// waitUp waits until a bridge port forwards: the kernel's link watch does that in the background.
-func waitUp(h *netlink.Handle, index int) error {
+// waitUp waits until a bridge port forwards: the kernel's link watch does that in the background. host is what the port was
+// like last.
+func waitUp(d *dialog, host netlink.Link) error {
 	deadline := time.Now().Add(3 * time.Second)
-	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		l, err := h.LinkByIndex(index)
+	for wait := 50 * time.Microsecond; host.Attrs().OperState != netlink.OperUp; wait = min(2*wait, 20*time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("bridge port %s is %s: %w", host.Attrs().Name, host.Attrs().OperState, errdefs.ErrUnavailable)
+		}
+		time.Sleep(wait)
+		answers, err := d.do(linkRequest("", host.Attrs().Index))
+		if err == nil {
+			host, err = answers[0].link()
+		}
 		if err != nil {
 			return fmt.Errorf("bridge port: %w", err)
 		}
-		if l.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("bridge port %s is %s: %w", l.Attrs().Name, l.Attrs().OperState, errdefs.ErrUnavailable)
-		}
-		time.Sleep(wait)
 	}
+	return nil
 }

@@ -41,6 +41,8 @@ type Plugins struct {
 	reaper *reaper
 	shared shared
 	flows  flows
+
+	dialogs dialogs
 }
 
 // New returns the plugins. The caller closes them.
@@ -55,6 +57,7 @@ func New(dataDir string, log *slog.Logger) *Plugins {
 func (p *Plugins) Close() error {
 	p.reaper.close()
 	p.flows.close()
+	p.dialogs.close()
 	return p.nat.Close()
 }
 

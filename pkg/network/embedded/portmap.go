@@ -49,6 +49,11 @@ func (p *Plugins) portmap(c Call, base *conf, stdin []byte) (*current.Result, er
 	case "STATUS":
 		return nil, nil
 	}
+	return p.forward(c, base, &conf)
+}
+
+// forward is ADD and CHECK.
+func (p *Plugins) forward(c Call, base *conf, conf *portmapConf) (*current.Result, error) {
 	if base.prev == nil {
 		return nil, fmt.Errorf("portmap: needs the result of a plugin before it: %w", errdefs.ErrInvalidArgument)
 	}
@@ -58,6 +63,9 @@ func (p *Plugins) portmap(c Call, base *conf, stdin []byte) (*current.Result, er
 	}
 	if c.Command == "CHECK" {
 		return nil, wrap("portmap", p.nat.Forwarded(owner(c, base.Name), maps))
+	}
+	if len(maps) == 0 && c.Command == "ADD" {
+		return base.prev, nil
 	}
 	snat := conf.SNAT == nil || *conf.SNAT
 	if err := p.nat.Forward(owner(c, base.Name), maps, snat); err != nil {

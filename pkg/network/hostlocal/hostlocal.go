@@ -21,7 +21,7 @@ import (
 // Add gives the attachment one address of every range set. On error none is kept. errdefs.ErrAlreadyExists when it has
 // one, errdefs.ErrResourceExhausted when a set has none left.
 func Add(ctx context.Context, c *Config, id, ifname string) (*current.Result, error) {
-	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: c.Routes}
+	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: slices.Clone(c.Routes)}
 	if c.ResolvConf != "" {
 		dns, err := parseResolvConf(c.ResolvConf)
 		if err != nil {

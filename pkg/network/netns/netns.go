@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -14,9 +15,39 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
-// pinned holds the paths that this process pinned and has not removed, and whether the namespace was made by Create:
-// garbage collection must not take a namespace whose pod is just being made.
+// pinned holds the paths that this process pinned and has not removed, each with a *pinning: garbage collection must not
+// take a namespace whose pod is just being made.
 var pinned sync.Map
+
+// pinning is what is known of a namespace beside its path.
+type pinning struct {
+	made bool // by Create
+	// socket is a route netlink socket in it that waits to be taken, or -1.
+	socket atomic.Int64
+}
+
+func newPinning() *pinning {
+	p := &pinning{}
+	p.socket.Store(-1)
+	return p
+}
+
+func forget(path string) {
+	if p, ok := pinned.LoadAndDelete(path); ok {
+		if fd := p.(*pinning).socket.Swap(-1); fd >= 0 {
+			_ = unix.Close(int(fd))
+		}
+	}
+}
+
+// TakeSocket returns the route netlink socket that Create opened in the namespace at path, once: whoever configures its links
+// need not enter it. The caller closes it. -1: there is none.
+func TakeSocket(path string) int {
+	if p, ok := pinned.Load(path); ok {
+		return int(p.(*pinning).socket.Swap(-1))
+	}
+	return -1
+}
 
 // Pinned reports whether this process made the pin at path and has not removed it.
 func Pinned(path string) bool {
@@ -26,13 +57,15 @@ func Pinned(path string) bool {
 
 // Prepared reports whether Create has made the namespace at path, and so Prepare has been called in it.
 func Prepared(path string) bool {
-	made, ok := pinned.Load(path)
-	return ok && made.(bool)
+	p, ok := pinned.Load(path)
+	return ok && p.(*pinning).made
 }
 
 // Create makes a new network namespace with lo up, pins it at dir/name and returns that path. New links in it don't
 // wait for duplicate address detection. errdefs.ErrAlreadyExists when a namespace is pinned there.
 func Create(dir, name string) (string, error) {
+	made := newPinning()
+	made.made = true
 	path, err := pin(dir, name, func(path string) error {
 		return onThread(func() error {
 			// unshare(2): for this thread only; onThread switches it back.
@@ -45,13 +78,22 @@ func Create(dir, name string) (string, error) {
 			if err := Prepare(); err != nil {
 				return err
 			}
+			socket, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+			if err != nil {
+				return fmt.Errorf("netlink: %w", err)
+			}
+			made.socket.Store(int64(socket))
 			return bind("/proc/thread-self/ns/net", path) // thread-self: Linux 3.17
 		})
 	})
-	if err == nil {
-		pinned.Store(path, true)
+	if err != nil {
+		if fd := made.socket.Swap(-1); fd >= 0 {
+			_ = unix.Close(int(fd))
+		}
+		return "", err
 	}
-	return path, err
+	pinned.Store(path, made)
+	return path, nil
 }
 
 // PinFD pins the network namespace that fd refers to at dir/name. The caller keeps fd.
@@ -83,7 +125,7 @@ func Remove(path string) error {
 			break
 		}
 		if errors.Is(err, unix.ENOENT) {
-			pinned.Delete(path)
+			forget(path)
 			return nil
 		}
 		if err != nil {
@@ -103,7 +145,7 @@ func Remove(path string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin: %w", err)
 	}
-	pinned.Delete(path)
+	forget(path)
 	return nil
 }
 
@@ -164,7 +206,7 @@ func pin(dir, name string, mount func(path string) error) (_ string, err error) 
 		return "", fmt.Errorf("pin network namespace: %w", err)
 	}
 	_ = f.Close()
-	pinned.Store(path, false)
+	pinned.Store(path, newPinning())
 	if err = faultpoint.Hit("netns.pin.file"); err == nil {
 		err = mount(path)
 	}

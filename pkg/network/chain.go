@@ -1,0 +1,98 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
+)
+
+// chain is the list ready to run in process, nil where that is not possible.
+func (l *confList) chain(x *executor) *embedded.Chain {
+	l.compile.Do(func() {
+		for _, p := range l.Plugins {
+			if !slices.Contains(x.types, p.Network.Type) {
+				return
+			}
+		}
+		if x.plugins != nil {
+			l.compiled = x.plugins.Compile(l.NetworkConfigList)
+		}
+	})
+	return l.compiled
+}
+
+// addInProcess is libcni's AddNetworkList for a list whose plugins all run in process: the same plugins in the same order, and
+// the same cached result for DEL, without the text between them.
+func (n *CNI) addInProcess(ctx context.Context, list *confList, rt *libcni.RuntimeConf, args string) (types.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.PluginTimeout)
+	defer cancel()
+	call := embedded.Call{Command: "ADD", ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName, Args: args}
+	r, err := n.plugins.Add(ctx, list.chain(n.exec), call, rt.CapabilityArgs)
+	if err != nil {
+		return nil, err
+	}
+	v, err := r.GetAsVersion(list.CNIVersion)
+	if err != nil {
+		return nil, fmt.Errorf("result: %w", err)
+	}
+	if err := n.cacheResult(list, rt, v); err != nil {
+		return nil, fmt.Errorf("cached result: %w", err)
+	}
+	return v, nil
+}
+
+// cachedResult is what libcni writes for each attachment, and reads back for DEL.
+type cachedResult struct {
+	Kind           string         `json:"kind"`
+	ContainerID    string         `json:"containerId"`
+	Config         []byte         `json:"config"`
+	IfName         string         `json:"ifName"`
+	NetworkName    string         `json:"networkName"`
+	NetNS          string         `json:"netns,omitempty"`
+	CNIArgs        [][2]string    `json:"cniArgs,omitempty"`
+	CapabilityArgs map[string]any `json:"capabilityArgs,omitempty"`
+	Result         types.Result   `json:"result,omitempty"`
+}
+
+func (n *CNI) cacheResult(list *confList, rt *libcni.RuntimeConf, r types.Result) error {
+	b, err := json.Marshal(cachedResult{
+		Kind: libcni.CNICacheV1, ContainerID: rt.ContainerID, Config: list.Bytes, IfName: rt.IfName, NetworkName: list.Name,
+		NetNS: rt.NetNS, CNIArgs: rt.Args, CapabilityArgs: rt.CapabilityArgs, Result: r,
+	})
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(n.cfg.CacheDir, "results")
+	file := filepath.Join(dir, list.Name+"-"+rt.ContainerID+"-"+rt.IfName)
+	err = os.WriteFile(file, b, 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = os.WriteFile(file, b, 0o600)
+		}
+	}
+	return err
+}
+
+// argsText are CNI_ARGS as plugins get them.
+func argsText(args [][2]string) string {
+	var b strings.Builder
+	for i, kv := range args {
+		if i > 0 {
+			b.WriteByte(';')
+		}
+		b.WriteString(kv[0])
+		b.WriteByte('=')
+		b.WriteString(kv[1])
+	}
+	return b.String()
+}
