@@ -122,9 +122,14 @@ soak: build torture-tools
 torture-tools: assets
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./test/torture ./test/torture/writer ./test/torture/soak ./test/torture/stall
 
-# Every fault point of a pod's life: cri-server and cri-monitor are killed there, and each error comes from there.
+# Every fault point of a pod's life: cri-server and cri-monitor are killed there, and each error comes from there. It fails if
+# there is a point that was not hit.
+HITS := $(CURDIR)/$(CACHE)/points
 test-faults: build faults tools
-	CRI_SERVER_E2E=1 CRI_SERVER_MATRIX=full go test -count=1 -v -timeout 60m -exec $(CURDIR)/hack/as-root -run 'Matrix$$' ./test/e2e
+	rm -f $(HITS)
+	CRI_SERVER_E2E=1 CRI_SERVER_MATRIX=full CRI_SERVER_POINTS=$(HITS) \
+	  go test -count=1 -v -timeout 150m -exec $(CURDIR)/hack/as-root -run 'Matrix$$' ./test/e2e
+	go run ./test/torture/points -errors $(HITS)
 
 # cri-server beside containerd and CRI-O, all built here. QUICK=1 takes some five minutes, not some forty, and leaves the
 # published page alone, unless OUT=docs/bench says otherwise. TARGETS and PHASES choose: bin/cribench -h.

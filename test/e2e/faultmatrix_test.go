@@ -17,11 +17,11 @@ var errnos = []string{"ENOSPC", "EIO", "EMFILE", "ENOMEM", "EINTR"}
 func (m *matrix) fail(errno string) disturb {
 	return func(l *life, s move, p place) {
 		when := fmt.Sprintf("%s, %s at %s %d", s.name, errno, p.point, p.n)
-		m.arm(faultpoint.Rule{Point: p.point, N: p.n, Action: faultpoint.Action(errno)})
+		m.strike(p, faultpoint.Action(errno))
 		began := time.Now()
 		err := s.call()
 		took := time.Since(began)
-		fired := m.fired()
+		fired := m.fired(p, faultpoint.Action(errno))
 		m.arm()
 		if !fired {
 			m.notHit++
@@ -76,9 +76,9 @@ func TestMonitorFaultMatrix(t *testing.T) {
 // repeated, and no container notices.
 func (m *matrix) killMonitor(l *life, s move, p place) {
 	when := fmt.Sprintf("%s, cri-monitor killed at %s %d", s.name, p.point, p.n)
-	m.arm(faultpoint.Rule{Point: p.point, N: p.n, Action: faultpoint.Kill})
+	m.strike(p, faultpoint.Kill)
 	err := s.call()
-	fired := m.fired()
+	fired := m.fired(p, faultpoint.Kill)
 	m.arm()
 	if !fired {
 		m.notHit++

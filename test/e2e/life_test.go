@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/admin"
 	"github.com/seed-9a14075a/cri-server/test/images"
 )
 
@@ -19,6 +21,7 @@ type life struct {
 	name     string
 	image    string
 	config   *cri.PodSandboxConfig
+	archive  string // of the image, once somebody has exported it
 	attempt  uint32 // of the container: raised when a start has failed, as kubelet does
 	pod, ctr string // ids, once they were acknowledged
 	// acked is what the server has acknowledged: the state in which each pod and container must be listed, as long as no
@@ -44,13 +47,39 @@ func (l *life) steps() []move {
 		{"pull", l.pull}, {"run", l.run}, {"create", l.create}, {"start", l.start}, {"exec", l.exec}, {"update", l.update},
 		{"reopen", l.reopen}, {"stop container", l.stopContainer}, {"remove container", l.removeContainer},
 		{"create again", l.create}, {"start again", l.start}, {"stop pod", l.stopPod}, {"remove pod", l.removePod},
-		{"remove image", l.removeImage},
+		{"remove image", l.removeImage}, {"import", l.importPacked}, {"remove imported", l.removeImage},
 	}
 }
 
 func (l *life) pull() error {
 	_, err := l.f.Image.PullImage(l.f.ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: l.image}})
 	return err
+}
+
+// importPacked brings the image in from its archive, and leaves it to the first container to unpack it.
+func (l *life) importPacked() error {
+	f, err := os.Open(l.archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	a := admin.NewClient(filepath.Join(l.f.State, "admin.sock"))
+	defer a.Close()
+	_, err = a.Import(l.f.ctx, f, true)
+	return err
+}
+
+// export makes the archive of an image that is there.
+func (l *life) export() error {
+	l.archive = filepath.Join(l.f.Dir, "tmp", "image.tar")
+	f, err := os.Create(l.archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	a := admin.NewClient(filepath.Join(l.f.State, "admin.sock"))
+	defer a.Close()
+	return a.Export(l.f.ctx, f, l.image)
 }
 
 func (l *life) run() error {

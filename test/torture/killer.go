@@ -344,6 +344,9 @@ func (t *torture) note(program string) {
 		point, _, _ := strings.Cut(f, " ")
 		t.tally.points.Store(point, true)
 		t.tally.fired.Add(1)
+		if t.o.points != "" {
+			appendLine(t.o.points, program+" "+point+" kill")
+		}
 	}
 	_ = os.Remove(filepath.Join(t.faults, program+".fired"))
 	t.trace("killer: %s died at %v", program, fired)

@@ -42,6 +42,7 @@ type options struct {
 	faults       bool
 	repo, keep   string
 	result       string
+	points       string
 	writer       string
 }
 
@@ -57,6 +58,7 @@ func main() {
 	flag.StringVar(&o.repo, "repo", ".", "where bin and .cache are")
 	flag.StringVar(&o.keep, "keep", os.TempDir(), "where a failed run's files are kept")
 	flag.StringVar(&o.writer, "writer", "bin/writer", "the `program` for the containers (test/torture/writer)")
+	flag.StringVar(&o.points, "points", "", "append a line for each fault point at which a program died to this `file` (test/torture/points)")
 	flag.StringVar(&o.result, "result", "", "append the figures, as a line of JSON, to this `file`")
 	flag.Parse()
 	if o.workers < 1 || o.workers > len(imagesOfWorkers) {
@@ -232,9 +234,13 @@ func (t *torture) report(err error) {
 	if t.o.result == "" {
 		return
 	}
-	out, err := os.OpenFile(t.o.result, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	appendLine(t.o.result, string(b))
+}
+
+func appendLine(name, line string) {
+	out, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err == nil {
-		_, err = out.Write(append(b, '\n'))
+		_, err = out.WriteString(line + "\n")
 		err = errors.Join(err, out.Close())
 	}
 	if err != nil {
