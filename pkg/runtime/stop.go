@@ -131,9 +131,17 @@ func (c *Containers) StopSandbox(ctx context.Context, sandboxID string) error {
 	return g.Wait()
 }
 
-// abort ends the creation of a container and waits until it is taken back.
+// abort ends the creation of a container and waits until it is taken back; no longer than a kill may take, since a file
+// system that does not answer can hold it.
 func (c *Containers) abort(ctx context.Context, ctr *Container) error {
-	return c.ops.Abort(ctx, "create "+Key(ctr.SandboxID, ctr.Config.GetMetadata()), errStopped(ctr.SandboxID))
+	short, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	err := c.ops.Abort(short, "create "+Key(ctr.SandboxID, ctr.Config.GetMetadata()), errStopped(ctr.SandboxID))
+	if err != nil && ctx.Err() == nil && short.Err() != nil {
+		return fmt.Errorf("the creation of container %s has not ended %v after it was told to; a file system that it needs may not answer: %w",
+			ctr.ID, killTimeout, errdefs.ErrUnavailable)
+	}
+	return err
 }
 
 func errStopped(sandboxID string) error {

@@ -38,7 +38,11 @@ func (s *Streams) Attach(stdin, stdout, stderr int) (*Attachment, error) {
 		closeAll(stdin, stdout, stderr)
 		return nil, errClosed
 	}
-	if err := <-result; err != nil {
+	err, late := s.l.answer(context.Background(), result)
+	if late {
+		a.Close()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", s.id, err)
 	}
 	return a, nil

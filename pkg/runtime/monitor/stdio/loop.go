@@ -4,7 +4,8 @@
 // One Loop, which is one goroutine with one epoll set and one shared buffer, serves every container of the node, so
 // that a container costs a few hundred bytes here, not stacks and buffers. Everything it does is non-blocking but for
 // write(2) to the log files: a reader of an attachment that is too slow is dropped, a file system that is full makes
-// records wait in memory and then the container's own writes.
+// records wait in memory and then the container's own writes. While a file system does not answer at all, nothing is
+// moved for anybody; who wants something of the Loop is told so after a while, and is not held up.
 package stdio
 
 import (
@@ -40,10 +41,14 @@ const (
 var (
 	retryEvery = time.Second            // between two tries to write to a full file system
 	ttyEvery   = 250 * time.Millisecond // between two looks at a terminal that nobody has open
+	answerTime = 5 * time.Second        // that the loop may take before its callers give up
 )
 
 // errClosed is the answer of a Loop that was closed.
 var errClosed = fmt.Errorf("stdio loop is closed: %w", errdefs.ErrUnavailable)
+
+// errStuck tells an answer that is late from others.
+var errStuck = errors.New("its file system has not answered")
 
 // Loop serves the stdio of many containers.
 type Loop struct {
@@ -51,6 +56,7 @@ type Loop struct {
 	log      *slog.Logger
 	done     chan struct{}
 	paused   atomic.Bool
+	serving  atomic.Pointer[Streams] // whose log may be being written now
 
 	mu     sync.Mutex
 	calls  []func()
@@ -142,8 +148,13 @@ func start(log *slog.Logger, j *journal) (*Loop, error) {
 
 // Close ends the loop; Streams that were not closed keep their descriptors.
 func (l *Loop) Close() {
-	if l.post(func() { l.stop = true }) {
-		<-l.done
+	if !l.post(func() { l.stop = true }) {
+		return
+	}
+	select {
+	case <-l.done:
+	case <-time.After(answerTime):
+		l.log.Error("the end of the output is not waited for", "err", l.stuck())
 	}
 }
 
@@ -161,7 +172,8 @@ func (l *Loop) post(f func()) bool {
 	return true
 }
 
-// call runs f in the loop's goroutine. When ctx ends first, f still runs later.
+// call runs f in the loop's goroutine. When ctx ends first, or the loop does not come to it for answerTime
+// (ErrUnavailable), f still runs later.
 func (l *Loop) call(ctx context.Context, f func() error) error {
 	if l.paused.Load() {
 		return f()
@@ -170,12 +182,31 @@ func (l *Loop) call(ctx context.Context, f func() error) error {
 	if !l.post(func() { result <- f() }) {
 		return errClosed
 	}
+	err, _ := l.answer(ctx, result)
+	return err
+}
+
+// answer waits for the result of what was posted. Late: it is not there yet, and will come.
+func (l *Loop) answer(ctx context.Context, result <-chan error) (err error, late bool) { //nolint:revive // late explains err
+	timer := time.NewTimer(answerTime)
+	defer timer.Stop()
 	select {
 	case err := <-result:
-		return err
+		return err, false
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctx.Err(), true
+	case <-timer.C:
+		return l.stuck(), true
 	}
+}
+
+// stuck says why there is no answer.
+func (l *Loop) stuck() error {
+	name := "a container log"
+	if s := l.serving.Load(); s != nil {
+		name = fmt.Sprintf("the log %s of container %s", s.logPath, s.id)
+	}
+	return fmt.Errorf("%s is being written: %w for %v: %w", name, errStuck, answerTime, errdefs.ErrUnavailable)
 }
 
 func (l *Loop) run() {
@@ -219,7 +250,12 @@ func (l *Loop) Pause() (resume func(), err error) {
 	if !l.post(func() { close(paused); <-again }) {
 		return nil, errClosed
 	}
-	<-paused
+	select {
+	case <-paused:
+	case <-time.After(answerTime):
+		close(again) // it does not stop when it comes to it
+		return nil, l.stuck()
+	}
 	l.paused.Store(true)
 	return func() { l.paused.Store(false); close(again) }, nil
 }

@@ -28,6 +28,7 @@ func (o *output) ready(uint32) { o.read() }
 
 // read takes what is there, once. It tells whether there may be more.
 func (o *output) read() bool {
+	o.l.serving.Store(o.s)
 	p, now, err := o.take()
 	switch {
 	case len(p) > 0:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -98,12 +99,17 @@ func (s *Streams) save() (Saved, Files) {
 // files are the Loop's from now on, also on error.
 func (l *Loop) Restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
 	s := &Streams{l: l, id: id, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
+	s.logPath = filepath.Join(v.Log.Dir, v.Log.Path)
 	result := make(chan error, 1)
 	if !l.post(func() { result <- s.restore(v, f, died) }) {
 		closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
 		return nil, errClosed
 	}
-	if err := <-result; err != nil {
+	err, late := l.answer(context.Background(), result)
+	if late {
+		l.post(s.close)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("stdio of %s: %w", id, err)
 	}
 	return s, nil
@@ -184,13 +190,16 @@ func (a *Attachment) Save() (SavedAttachment, [3]int) {
 // Reattach goes on with an attachment that another process has saved. The files are the Loop's from now on.
 func (s *Streams) Reattach(v SavedAttachment, f [3]int) (*Attachment, error) {
 	a := &Attachment{s: s, done: make(chan struct{})}
-	done := make(chan struct{})
-	if !s.l.post(func() { a.resume(v, f); close(done) }) {
+	result := make(chan error, 1)
+	if !s.l.post(func() { a.resume(v, f); result <- nil }) {
 		closeAll(f[:]...)
 		return nil, errClosed
 	}
-	<-done
-	return a, nil
+	err, late := s.l.answer(context.Background(), result)
+	if late {
+		a.Close()
+	}
+	return a, err
 }
 
 func (a *Attachment) resume(v SavedAttachment, f [3]int) {

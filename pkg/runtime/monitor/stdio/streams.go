@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -33,8 +34,9 @@ type Config struct {
 
 // Streams are the stdio of one container in a Loop. All methods are safe for concurrent use.
 type Streams struct {
-	l  *Loop
-	id string
+	l       *Loop
+	id      string
+	logPath string // for messages
 
 	// What follows belongs to the loop's goroutine.
 	slot        int // in the journal; -1: none
@@ -54,11 +56,18 @@ type Streams struct {
 // Add begins to serve a container. The descriptors and the log are the Loop's from now on, also on error.
 func (l *Loop) Add(c Config) (*Streams, error) {
 	s := &Streams{l: l, id: c.ID, log: c.Log, inputClosed: c.InputClosed, terminal: c.Terminal, drained: make(chan struct{})}
+	if c.Log != nil {
+		s.logPath = c.Log.Path()
+	}
 	result := make(chan error, 1)
 	if !l.post(func() { s.slot = l.journal.alloc(); result <- s.start(c) }) {
 		return nil, errClosed
 	}
-	if err := <-result; err != nil {
+	err, late := l.answer(context.Background(), result)
+	if late {
+		l.post(s.close)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("stdio of %s: %w", c.ID, err)
 	}
 	return s, nil
@@ -129,7 +138,8 @@ func (s *Streams) Stop(ctx context.Context, patience time.Duration) {
 	})
 }
 
-// Close gives everything up. Records that could not be written are reported to the log of the monitor.
+// Close gives everything up, now or when the loop gets on. Records that could not be written are reported to the log of
+// the monitor.
 func (s *Streams) Close() {
 	_ = s.l.call(context.Background(), func() error { s.close(); return nil })
 }
@@ -176,7 +186,7 @@ func (s *Streams) ReopenLog(ctx context.Context, keep func()) error {
 		return nil
 	})
 	if err != nil {
-		if ctx.Err() != nil { // it is done later
+		if ctx.Err() != nil || errors.Is(err, errStuck) { // it may be done later
 			s.l.post(s.reopened)
 		}
 		return err
@@ -249,6 +259,7 @@ func (s *Streams) expire() {
 	if s.log == nil {
 		return
 	}
+	s.l.serving.Store(s)
 	if err := s.log.Retry(); err != nil {
 		s.l.timers[s] = time.Now().Add(retryEvery)
 	} else {
