@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,68 @@ func newGroup(path string) (*group, error) {
 
 // pods is the parent of pods, as kubelet would name it.
 func (g *group) pods() string { return g.path + "/pods" }
+
+// pod is the parent of one pod's cgroups. Kubelet makes one for each pod, and so does the bench.
+func (g *group) pod(name string) string { return g.pods() + "/" + name }
+
+// addPod makes it in every hierarchy.
+func (g *group) addPod(name string) error {
+	for _, root := range hierarchies() {
+		dir := filepath.Join(root, g.pod(name))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("the pod's cgroup: %w", err)
+		}
+		if filepath.Base(root) == "cpuset" {
+			if err := inherit(root, g.pod(name)); err != nil {
+				return fmt.Errorf("the pod's cgroup: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// removePod removes it if the runtime has not; what is still in use goes with the group.
+func (g *group) removePod(name string) {
+	for _, root := range hierarchies() {
+		_ = os.Remove(filepath.Join(root, g.pod(name)))
+	}
+}
+
+var hierarchies = sync.OnceValue(func() []string {
+	if cgroup2() {
+		return []string{cgroups}
+	}
+	var roots []string
+	all, _ := filepath.Glob(cgroups + "/*")
+	for _, dir := range all {
+		if st, err := os.Lstat(dir); err == nil && st.IsDir() { // a co-mounted controller is a link
+			roots = append(roots, dir)
+		}
+	}
+	return roots
+})
+
+// inherit gives the CPUs and memory nodes of a cpuset to those below it: without, nothing can run there (cpuset(7)).
+func inherit(root, path string) error {
+	at := root
+	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		above := at
+		at = filepath.Join(at, part)
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if b, err := os.ReadFile(filepath.Join(at, file)); err != nil || len(strings.TrimSpace(string(b))) > 0 {
+				continue
+			}
+			b, err := os.ReadFile(filepath.Join(above, file))
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(at, file), b, 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 // procs is the file to write a process id to.
 func (g *group) procs() string { return filepath.Join(accounting(), g.path, "daemon", "cgroup.procs") }

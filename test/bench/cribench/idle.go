@@ -71,10 +71,10 @@ func (d *daemon) fill(ctx context.Context, containers int) error {
 	if err != nil {
 		return err
 	}
-	n, first := (containers-len(l.Containers))/podSize, d.pods
-	d.pods += n
+	n := (containers - len(l.Containers)) / podSize
+	first := d.nextFew(n)
 	return each(n, 4, func(i int) error {
-		p, err := d.sandbox(ctx, first+i+1, nil)
+		p, err := d.sandbox(ctx, first+i, nil)
 		for c := 0; c < podSize && err == nil; c++ {
 			_, err = d.add(ctx, p, fmt.Sprintf("c%d", c), limits{image: pauseImage, cmd: []string{"/pause"}}, nil)
 		}

@@ -91,11 +91,10 @@ func parallelism(ctx context.Context, d *daemon, s size, r *result) error {
 			record(&to.Calls, call, ms(took))
 		})
 		n := max(8, workers*s.PerWorker)
-		pods, first := make([]*pod, n), d.pods
-		d.pods += n
+		pods, first := make([]*pod, n), d.nextFew(n)
 		begin := time.Now()
 		err := each(n, workers, func(i int) (err error) {
-			pods[i], err = d.begin(ctx, first+i+1, limits{}, m)
+			pods[i], err = d.begin(ctx, first+i, limits{}, m)
 			return err
 		})
 		if err != nil {
@@ -230,9 +229,8 @@ func restarting(ctx context.Context, d *daemon, s size, r *result) error {
 		marks = s.RestartsPeers
 	}
 	for _, n := range marks {
-		first := d.pods
-		d.pods += n - have
-		if err := each(n-have, 4, func(i int) error { _, err := d.begin(ctx, first+i+1, limits{}, nil); return err }); err != nil {
+		first := d.nextFew(n - have)
+		if err := each(n-have, 4, func(i int) error { _, err := d.begin(ctx, first+i, limits{}, nil); return err }); err != nil {
 			return err
 		}
 		have = n

@@ -57,12 +57,12 @@ func defaultSeccomp() *cri.SecurityProfile {
 }
 
 func (d *daemon) podConfig(number int) *cri.PodSandboxConfig {
-	name := fmt.Sprintf("pod-%d", number)
+	name := podName(number)
 	return &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Uid: fmt.Sprintf("%s-%d", name, time.Now().UnixNano()), Namespace: "bench"},
 		Hostname: "bench", LogDirectory: filepath.Join(d.dir, "logs", name),
 		DnsConfig: &cri.DNSConfig{Servers: []string{"10.96.0.10"}},
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: d.group.pods(), SecurityContext: &cri.LinuxSandboxSecurityContext{
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: d.group.pod(name), SecurityContext: &cri.LinuxSandboxSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}, Seccomp: defaultSeccomp()}}}
 }
 
@@ -130,6 +130,7 @@ func (d *daemon) begin(ctx context.Context, number int, l limits, m meter) (*pod
 func (d *daemon) end(ctx context.Context, p *pod, m meter) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	defer d.group.removePod(p.config.Metadata.Name)
 	return m.do(podEnd, func() error {
 		for _, call := range []struct {
 			name string
@@ -160,7 +161,21 @@ func (d *daemon) end(ctx context.Context, p *pod, m meter) error {
 	})
 }
 
-func (d *daemon) next() int { d.pods++; return d.pods }
+// next is the number of a new pod, whose cgroup it makes, as kubelet does before it asks for the pod.
+func (d *daemon) next() int { return d.nextFew(1) }
+
+// nextFew is next for n pods with consecutive numbers, of which it returns the first.
+func (d *daemon) nextFew(n int) int {
+	first := d.pods + 1
+	for d.pods += n; n > 0; n-- {
+		if err := d.group.addPod(podName(first + n - 1)); err != nil {
+			fmt.Fprintln(os.Stderr, "cribench:", err)
+		}
+	}
+	return first
+}
+
+func podName(number int) string { return fmt.Sprintf("pod-%d", number) }
 
 // each calls f for 0 to n-1, by so many workers, and returns the first error.
 func each(n, workers int, f func(i int) error) error {
