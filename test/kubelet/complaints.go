@@ -24,7 +24,7 @@ var accepted = []struct {
 	{regexp.MustCompile(`is exited, its log can't be reopened`), "kubelet rotates the log of a container that ends"},
 	{regexp.MustCompile(`error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines`), "the machine's kernel log, overrun"},
 	{regexp.MustCompile(`^(Error while processing event|Failed to watch directory) .* no such file`), "cadvisor sees a cgroup that is gone again"},
-	{regexp.MustCompile(`^"Partial failure issuing cadvisor\.ContainerInfoV2" .* RecentStats: unable to find data in memory cache`), "cadvisor has measured nothing yet of what has just begun"},
+	{regexp.MustCompile(`RecentStats: unable to find data in memory cache`), "cadvisor has measured nothing yet of what has just begun"},
 	{regexp.MustCompile(`failed to check if node is newer`), "there is no API server"},
 	{regexp.MustCompile(`code = NotFound desc = container .* not found`), "kubelet asks again for what it has removed"},
 	{regexp.MustCompile(`code = Canceled desc = context canceled`), "kubelet ends the probes of a pod that ends"},
@@ -34,7 +34,7 @@ var accepted = []struct {
 	{regexp.MustCompile(`failed to apply oom score -999 to PID`), "this root may not"},
 	{regexp.MustCompile(`Failed to set rlimit on max file handles`), "this root may not"},
 	{regexp.MustCompile(`Flexvolume plugin directory at .* Recreating|checkpoint is not found`), "a first start"},
-	{regexp.MustCompile(`Skipping pod synchronization.*may not have completed yet`), "the first second"},
+	{regexp.MustCompile(`Skipping pod synchronization.*(may not have completed yet|pleg has yet to be successful)`), "the first second"},
 	{regexp.MustCompile(`failed to find pid namespace of init process`), "the machine's pid 1 is out of sight"},
 }
 

@@ -73,7 +73,8 @@ func (r *run) undisturbed(happens func() error) error {
 	if err := happens(); err != nil {
 		return err
 	}
-	r.away = append(r.away, [2]time.Time{from, time.Now().Add(3 * time.Second)})
+	// kubelet tries to connect every 3 s, give or take a fifth.
+	r.away = append(r.away, [2]time.Time{from, time.Now().Add(5 * time.Second)})
 	// Each kind of probe has to have succeeded again: until then kubelet shows what it knew.
 	if err := r.probed(); err != nil {
 		return err
