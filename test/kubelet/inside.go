@@ -55,11 +55,14 @@ func rotation(r *run) error {
 			last = n
 		}
 	}
-	out, err := r.get("/containerLogs/default/chatty-" + nodeName + "/chatty?tailLines=3")
-	if err == nil && (strings.Count(string(out), "\n") != 3 || !strings.HasPrefix(string(out), "line ")) {
-		err = fmt.Errorf("the last three lines are %q", out)
-	}
-	return err
+	// A log that was changed a moment ago has none yet, and kubelet looks into the current one only.
+	return r.until(soon, func() error {
+		out, err := r.get("/containerLogs/default/chatty-" + nodeName + "/chatty?tailLines=3")
+		if err == nil && (strings.Count(string(out), "\n") != 3 || !strings.HasPrefix(string(out), "line ")) {
+			err = fmt.Errorf("the last three lines are %q", out)
+		}
+		return err
+	})
 }
 
 func readLog(file string) (string, error) {
