@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
@@ -79,13 +80,14 @@ func (s *Server) ListContainers(_ context.Context, r *runtimeapi.ListContainersR
 
 func (s *Server) eachContainer(f *runtimeapi.ContainerFilter) iter.Seq[*runtimeapi.Container] {
 	return func(yield func(*runtimeapi.Container) bool) {
+		images := s.imagesOnce()
 		for _, ctr := range s.containers.List() {
 			if !matchID(f.GetId(), ctr.ID) || !matchID(f.GetPodSandboxId(), ctr.SandboxID) ||
 				!matchLabels(f.GetLabelSelector(), ctr.Config.GetLabels()) ||
 				f.GetState() != nil && f.GetState().GetState() != containerState(ctr) {
 				continue
 			}
-			image, ref := s.imageNames(ctr)
+			image, ref := imageNames(ctr, images)
 			if !yield(&runtimeapi.Container{
 				Id: ctr.ID, PodSandboxId: ctr.SandboxID, Metadata: containerMetadata(ctr), Image: image, ImageRef: ref,
 				ImageId: ctr.ImageID, State: containerState(ctr), CreatedAt: max(1, nanos(ctr.CreatedAt)),
@@ -125,14 +127,31 @@ func containerState(ctr *runtime.Container) runtimeapi.ContainerState {
 	}
 }
 
+// imagesOnce finds images for one list of containers, most of which are of few.
+func (s *Server) imagesOnce() func(id string) (*imagestore.Image, error) {
+	type found struct {
+		image *imagestore.Image
+		err   error
+	}
+	known := map[string]found{}
+	return func(id string) (*imagestore.Image, error) {
+		f, ok := known[id]
+		if !ok {
+			f.image, f.err = s.images.Get(id)
+			known[id] = f
+		}
+		return f.image, f.err
+	}
+}
+
 // imageNames are the user's name of a container's image and its repo digest, which kubelet shows as imageID.
-func (s *Server) imageNames(ctr *runtime.Container) (*runtimeapi.ImageSpec, string) {
+func imageNames(ctr *runtime.Container, get func(id string) (*imagestore.Image, error)) (*runtimeapi.ImageSpec, string) {
 	if ctr.Broken != "" { // kubelet refuses a status without image and reference, and with it the whole pod's
 		return &runtimeapi.ImageSpec{Image: unreadable}, unreadable
 	}
 	name := &runtimeapi.ImageSpec{Image: ctr.Config.GetImage().GetImage(), UserSpecifiedImage: ctr.Config.GetImage().GetUserSpecifiedImage()}
 	ref := ctr.ImageID
-	if image, err := s.images.Get(ctr.ImageID); err == nil && ctr.ImageID != "" {
+	if image, err := get(ctr.ImageID); err == nil && ctr.ImageID != "" {
 		if len(image.RepoDigests) > 0 {
 			ref = image.RepoDigests[0]
 		}
@@ -165,7 +184,7 @@ func (s *Server) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatu
 }
 
 func (s *Server) containerStatus(ctr *runtime.Container) *runtimeapi.ContainerStatus {
-	image, ref := s.imageNames(ctr)
+	image, ref := imageNames(ctr, s.images.Get)
 	st := &runtimeapi.ContainerStatus{
 		Id: ctr.ID, Metadata: containerMetadata(ctr), State: containerState(ctr), CreatedAt: max(1, nanos(ctr.CreatedAt)),
 		StartedAt: nanos(ctr.StartedAt), FinishedAt: nanos(ctr.FinishedAt), ExitCode: ctr.ExitCode, Image: image,

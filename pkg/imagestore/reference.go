@@ -2,7 +2,6 @@ package imagestore
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -46,15 +45,23 @@ func object(named reference.Named) string {
 	return "latest"
 }
 
-var (
-	fullHex  = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	shortHex = regexp.MustCompile(`^[0-9a-f]{12,64}$`)
-)
+// isHex tells whether s is at least so many characters of a SHA-256 in lower-case hex, and not more than there are.
+func isHex(s string, least int) bool {
+	if len(s) < least || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
 
 // asID reads "sha256:<64 hex>" or "<64 hex>".
 func asID(ref string) (digest.Digest, bool) {
 	h := strings.TrimPrefix(ref, "sha256:")
-	if !fullHex.MatchString(h) {
+	if !isHex(h, 64) {
 		return "", false
 	}
 	return digest.NewDigestFromEncoded(digest.SHA256, h), true
@@ -69,16 +76,16 @@ func (s *Disk) find(ref string) (*record, error) {
 		return nil, fmt.Errorf("image %s: %w", ref, errdefs.ErrNotFound)
 	}
 	prefix := strings.TrimPrefix(ref, "sha256:")
-	isHex := shortHex.MatchString(prefix)
+	short := isHex(prefix, 12)
 	named, err := parseName(ref)
 	if err == nil {
 		if id, ok := s.names[named.String()]; ok {
 			return s.images[id], nil
 		}
-	} else if !isHex {
+	} else if !short {
 		return nil, err
 	}
-	if isHex {
+	if short {
 		var found *record
 		for id, r := range s.images {
 			if !strings.HasPrefix(id.Encoded(), prefix) {
