@@ -22,6 +22,8 @@ type Options struct {
 	RootUID, RootGID uint32
 	// Label is the SELinux context of the mount ("" for none).
 	Label string
+	// OwnDir: Open is called on a locked thread whose working directory is its own (unshare(CLONE_FS)), and may be moved.
+	OwnDir bool
 }
 
 // Open returns a detached mount of r as an O_PATH descriptor. The mount goes away with the last descriptor of it unless
@@ -57,7 +59,12 @@ func (r Rootfs) open(o Options) (int, error) {
 	if r.Fuse != "" {
 		return r.fuse(o)
 	}
-	fd, err := r.overlayByFD(o)
+	byNewAPI := r.overlayByFD
+	// An id mapping belongs to a clone; overlayfs takes backslashes in names for escapes.
+	if o.OwnDir && o.UserNS == nil && !strings.Contains(r.Upper+r.Work, `\`) {
+		byNewAPI = r.overlayByName
+	}
+	fd, err := byNewAPI(o)
 	// EINVAL: no "lowerdir+", no descriptors, or no clones as layers; ENODEV, EOPNOTSUPP: no fsopen for overlayfs.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
 		old, oldErr := r.overlayByMount(o)

@@ -5,8 +5,9 @@
 // nothing is mounted on the host for it unless somebody asks for that with MountAt. View lets this process read an
 // image's files (/etc/passwd) without any mount on the host.
 //
-// Layers are handed to overlayfs by file descriptors of detached clones, so that neither the length nor the number of
-// their paths matters and a container's /proc/self/mountinfo names no directory of the host. Kernels without that
+// Layers are handed to overlayfs by file descriptors of detached clones, or by short names from within their directories, so
+// that neither the length nor the number of their paths matters and a container's /proc/self/mountinfo names no directory
+// of the host. Kernels without that
 // (before Linux 6.13 by descriptor, before 6.15 for clones) get the same overlay by mount(2) in a mount namespace of a
 // thread that is thrown away; only there the host's paths or descriptor numbers show.
 package rootfs

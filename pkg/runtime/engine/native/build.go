@@ -45,6 +45,10 @@ type builder struct {
 // build changes the thread that it runs on. On error the stub, if there is one, is for the caller to kill.
 func (b *builder) build() (err error) {
 	defer b.close()
+	// For a working directory of its own; besides, setns(2) of a mount namespace is EINVAL without.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
 	if err := b.openSources(); err != nil {
 		return err
 	}
@@ -152,7 +156,7 @@ func ownPipes(ids idMap, user uint32, files ...*os.File) error {
 
 // openRoot makes the detached mount of the root file system, still in the engine's mount namespace.
 func (b *builder) openRoot() error {
-	o := rootfs.Options{Label: b.spec.Linux.MountLabel}
+	o := rootfs.Options{Label: b.spec.Linux.MountLabel, OwnDir: true}
 	if b.userNS != nil {
 		o.UserNS = b.userNS
 		var err error
@@ -175,9 +179,6 @@ func (b *builder) openRoot() error {
 // enter moves the thread into the stub's namespaces. It stays in its own pid and user namespace: in the user namespace
 // of the host it may do what the container's root may not, such as making device nodes.
 func (b *builder) enter() error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil { // else setns(2) of a mount namespace is EINVAL
-		return fmt.Errorf("unshare: %w", err)
-	}
 	if err := unix.Setns(b.stub.pidfd, int(b.entered())); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			err = errStubDied

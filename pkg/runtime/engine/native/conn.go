@@ -24,6 +24,7 @@ const (
 	opRoot
 	opNest
 	opSpawn
+	opJoin
 )
 
 // maxPayload is the most that the stub takes with one order.
@@ -35,6 +36,9 @@ const answerTimeout = 30 * time.Second
 
 // conn is the socket to a stub, used by one goroutine at a time.
 type conn struct{ fd int }
+
+// spawnFailed is the value of the nursery's answer if it could not fork; what a stub answers is never negative.
+const spawnFailed = -1
 
 // pair returns a connection and the stub's end of it.
 func pair() (conn, int, error) {

@@ -21,8 +21,14 @@ type nursery struct {
 	stub *stub // nil after its death
 }
 
-// spawn forks s with the descriptors that struct spawn in stub/stub.h tells of.
-func (n *nursery) spawn(e *Engine, s *stub, fds []int) (pid, pidfd int, err error) {
+// spawn orders the fork of s with the descriptors that struct spawn in stub/stub.h tells of, and closes the first of them,
+// the stub's socket: so it ends when nobody is left who could answer on it. The answer is for s.spawned.
+func (n *nursery) spawn(s *stub, fds []int) (err error) {
+	defer func() {
+		if fds[0] >= 0 {
+			unix.Close(fds[0])
+		}
+	}()
 	l := &s.launch
 	b := make([]byte, 0, 40)
 	for _, v := range []uintptr{l.clone, l.unshare, l.join} {
@@ -38,34 +44,28 @@ func (n *nursery) spawn(e *Engine, s *stub, fds []int) (pid, pidfd int, err erro
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for range 2 {
-		if err = n.open(e); err != nil {
-			return 0, -1, err
+		if err = n.open(s.engine); err != nil {
+			return err
 		}
 		var back func()
 		if back, err = n.bind(l.affinity); err == nil {
 			if err = n.stub.order(opSpawn, 0, b, fds...); err == nil {
-				pid, pidfd, err = n.answer()
+				unix.Close(fds[0])
+				fds[0] = -1
+				if l.affinity != "" { // it is bound until it has forked
+					_, _ = s.spawned()
+				}
 				back()
-				return pid, pidfd, err
+				return nil
 			}
 			back()
 		}
 		if !errors.Is(err, errStubDied) && !errors.Is(err, unix.ESRCH) {
-			return 0, -1, err
+			return err
 		}
 		n.end() // it was killed: once more, with another
 	}
-	return 0, -1, err
-}
-
-func (n *nursery) answer() (pid, pidfd int, err error) {
-	pid, pidfd, err = n.stub.answer()
-	var refused *stubError
-	if err != nil && !errors.As(err, &refused) {
-		n.end() // it may have forked
-		return 0, -1, fmt.Errorf("%w: %w", errStubDied, err)
-	}
-	return pid, pidfd, err
+	return err
 }
 
 // bind restricts the nursery, and so what it forks, to a list of CPUs, until back is called.

@@ -21,6 +21,16 @@ type stub struct {
 	pidfd  int
 	launch launch
 	tasks  []string // the v1 cgroups that it joins
+
+	pid    int     // once the nursery has told it
+	unborn error   // why there is none
+	first  *answer // the stub's answer to its launch, if that came before the nursery's
+}
+
+// answer is one answer of a stub.
+type answer struct {
+	val int
+	err error
 }
 
 // launch is how a stub is forked, and what it does at first: it joins its cgroup and then namespaces, and then makes
@@ -32,30 +42,18 @@ type launch struct {
 	join           uintptr     // 0: whatever joins are
 	stdio          [3]*os.File // nil: /dev/null
 	affinity       string      // the CPUs that it begins on; "": any
+	// meanwhile, unless nil, is called while the kernel forks.
+	meanwhile func() error
 }
 
 // fork starts a stub. It answers with settled before anything else.
 func (e *Engine) fork(l launch) (_ *stub, err error) {
-	s := &stub{engine: e, pidfd: -1, launch: l}
 	var fds, closing []int
 	defer func() {
 		for _, fd := range closing {
 			unix.Close(fd)
 		}
-		if err != nil {
-			s.conn.close()
-		}
 	}()
-	open := func(fd int, err error) error {
-		if err == nil {
-			fds, closing = append(fds, fd), append(closing, fd)
-		}
-		return err
-	}
-	var theirs int
-	if s.conn, theirs, err = pair(); open(theirs, err) != nil {
-		return nil, err
-	}
 	null := -1
 	for _, f := range l.stdio {
 		if f != nil {
@@ -70,37 +68,105 @@ func (e *Engine) fork(l launch) (_ *stub, err error) {
 		}
 		fds = append(fds, null)
 	}
-	// A cgroup2 directory for CLONE_INTO_CGROUP, Linux 5.7. The stub joins v1 hierarchies itself: a write of 0 to
-	// `tasks` by the process is many times cheaper than its parent's write of its pid to cgroup.procs. The kernel checks
-	// the rights of the opener.
+	var tasks []string
 	if cg := l.cgroup; cg != nil {
+		// A cgroup2 directory for CLONE_INTO_CGROUP, Linux 5.7.
 		if cg.Unified != "" {
-			if err := open(unix.Open(cg.Unified, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)); err != nil {
+			fd, err := unix.Open(cg.Unified, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
 				return nil, fmt.Errorf("cgroup %s: %w", cg.Unified, classify(err))
 			}
+			fds, closing = append(fds, fd), append(closing, fd)
 		}
-		for name, dir := range cg.V1 {
-			if err := open(unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)); err != nil {
-				return nil, fmt.Errorf("cgroup %s: %s: %w", name, dir, classify(err))
-			}
-			s.tasks = append(s.tasks, dir)
+		files, dirs, err := openTasks(cg)
+		closing = append(closing, files...)
+		if err != nil {
+			return nil, err
 		}
+		fds, tasks = append(fds, files...), dirs
 	}
 	fds = append(fds, l.joins...)
-	s.child, err = e.reaper.Fork(func() (pid int, err error) {
-		pid, s.pidfd, err = e.nursery.spawn(e, s, fds)
-		return pid, err
+	for try := 0; ; try++ {
+		s := &stub{engine: e, pidfd: -1, launch: l, tasks: tasks}
+		err := s.fork(fds)
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errStubDied) || try > 0 {
+			return nil, err
+		}
+		l.meanwhile = nil // the nursery was killed before it forked: once more, with another
+	}
+}
+
+// openTasks opens the files by which a stub joins v1 hierarchies, and tells of which directories they are. It joins them
+// itself: a write of 0 to `tasks` by the process is many times cheaper than its parent's write of its pid to
+// cgroup.procs. The kernel checks the rights of the opener. The caller closes the files, also on error.
+func openTasks(cg *engine.Cgroup) (files []int, dirs []string, err error) {
+	for name, dir := range cg.V1 {
+		fd, err := unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return files, nil, fmt.Errorf("cgroup %s: %s: %w", name, dir, classify(err))
+		}
+		files, dirs = append(files, fd), append(dirs, dir)
+	}
+	return files, dirs, nil
+}
+
+// fork gives the nursery its order, with the descriptors that follow the stub's socket, and takes the child over.
+func (s *stub) fork(fds []int) error {
+	c, theirs, err := pair()
+	if err != nil {
+		return err
+	}
+	s.conn = c
+	var other error
+	s.child, err = s.engine.reaper.Fork(func() (int, error) {
+		if err := s.engine.nursery.spawn(s, append([]int{theirs}, fds...)); err != nil {
+			return 0, err
+		}
+		if s.launch.meanwhile != nil {
+			other = s.launch.meanwhile()
+		}
+		return s.spawned()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("fork: %w", err)
+		s.conn.close()
+		return fmt.Errorf("fork: %w", err)
 	}
-	return s, nil
+	if other != nil {
+		s.kill()
+	}
+	return other
+}
+
+// spawned waits for the nursery's word on the fork, and returns the pid. The second time it only tells it again.
+func (s *stub) spawned() (pid int, err error) {
+	for s.pid == 0 && s.unborn == nil {
+		val, fd, err := s.reply()
+		var failed *stubError
+		switch {
+		case fd >= 0:
+			s.pid, s.pidfd = val, fd
+		case err != nil && (!errors.As(err, &failed) || failed.val == spawnFailed):
+			s.unborn = err
+		default:
+			s.first = &answer{val, err} // the fork's own, which was faster
+		}
+	}
+	return s.pid, s.unborn
 }
 
 // settled waits for the end of what the stub does at first.
 func (s *stub) settled() error {
-	at, fd, err := s.reply()
-	closeFD(fd)
+	at, err := 0, error(nil)
+	if s.first != nil {
+		at, err = s.first.val, s.first.err
+	} else {
+		var fd int
+		at, fd, err = s.reply()
+		closeFD(fd)
+	}
 	var failed *stubError
 	switch {
 	case err == nil || !errors.As(err, &failed):

@@ -31,7 +31,7 @@ static long receive(struct order *o) {
 	return r;
 }
 
-static void answer(long err, long val, int fd) {
+static void answerto(int sock, long err, long val, int fd) {
 	struct answer a = { (int32_t)-err, (int32_t)val };
 	union { struct cmsghdr c; char b[CMSG_SPACE(sizeof(int))]; } u;
 	struct iovec iov = { &a, sizeof a };
@@ -44,8 +44,10 @@ static void answer(long err, long val, int fd) {
 		u.c.cmsg_len = CMSG_LEN(sizeof(int));
 		*(int *)CMSG_DATA(&u.c) = fd;
 	}
-	S3(SYS_sendmsg, SOCK, &m, MSG_NOSIGNAL);
+	S3(SYS_sendmsg, sock, &m, MSG_NOSIGNAL);
 }
+
+static void answer(long err, long val, int fd) { answerto(SOCK, err, val, fd); }
 
 static void closefds(void) {
 	if (nfds) S3(SYS_close_range, SOCK + 1, ~0U, 0);	// there are no others
@@ -278,6 +280,18 @@ static long moved(long r, uint64_t flags) {
 	return r;
 }
 
+// enter moves the stub into the v1 cgroups whose `tasks` files are fds[from] to fds[to], and makes further namespaces
+// there. *at counts what has succeeded.
+static long enter(int from, int to, uint64_t unshare, int *at) {
+	long r = 0;
+	for (int i = from; r >= 0 && i < to; i++) {
+		r = S3(SYS_write, fds[i], "0", 1);	// moves the writer
+		if (r >= 0) ++*at;
+	}
+	if (r >= 0 && unshare) r = S1(SYS_unshare, unshare);
+	return r;
+}
+
 // settle is the beginning of a fork: its stdio, its cgroups, the namespaces that it joins, those that it makes when it is
 // in its cgroup. *at counts what has succeeded.
 static long settle(struct spawn *s, int *at) {
@@ -286,12 +300,11 @@ static long settle(struct spawn *s, int *at) {
 	if (r < 0) S1(SYS_exit_group, 1);	// this end is not to answer
 	for (int i = 0; r >= 0 && i < 3; i++) r = S3(SYS_dup3, fds[1 + i], i, 0);
 	int first = 4 + (s->cgroup != 0), tasks = first + s->ntasks;
-	for (int i = first; r >= 0 && i < nfds; i++) {
-		*at = i - first;
-		if (i < tasks) r = S3(SYS_write, fds[i], "0", 1);	// moves the writer
-		else r = moved(S2(SYS_setns, fds[i], s->join), s->join);
+	if (r >= 0) r = enter(first, tasks, 0, at);
+	for (int i = tasks; r >= 0 && i < nfds; i++) {
+		r = moved(S2(SYS_setns, fds[i], s->join), s->join);
+		if (r >= 0) ++*at;
 	}
-	if (r >= 0) *at = nfds - first;
 	if (r >= 0 && s->unshare) r = S1(SYS_unshare, s->unshare);
 	closefds();
 	return r;
@@ -347,13 +360,17 @@ static int stub(void) {
 		case OP_NEST: r = nfds ? nest() : -EBADF; break;
 		case OP_SPAWN:
 			r = spawn(&small, o.len, &out);
-			if (r > 0) val = r;
-			if (r != 0) break;
+			if (r != 0) {
+				if (nfds) answerto(fds[0], r < 0 ? r : 0, r < 0 ? SPAWN_FAILED : r, r < 0 ? -1 : out);
+				closefds();	// and the pidfd
+				continue;
+			}
 			out = -1;
 			r = settle(&small, &step);
 			answer(r < 0 ? r : 0, step, -1);
 			if (r < 0) return 1;
 			continue;
+		case OP_JOIN: r = enter(0, nfds, o.a, &step); val = step; break;
 		case OP_EXEC:
 			r = become(buf, o.len, &step);
 			answer(r, step, -1);

@@ -56,7 +56,7 @@ __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
 #define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
 
 enum { OP_UNSHARE = 2, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT,
-	OP_NEST, OP_SPAWN };
+	OP_NEST, OP_SPAWN, OP_JOIN };
 enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8, F_TOP = 16 };
 enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
 	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
@@ -77,7 +77,9 @@ struct identity {					// head of OP_EXEC's payload; then, in this order:
 	uint64_t nodes[NODEWORDS];
 };
 
+// The nursery answers OP_SPAWN on the fork's socket: with the pid and a pidfd, or with the error and SPAWN_FAILED.
 struct spawn {			// payload of OP_SPAWN; its descriptors are, in this order:
 	uint64_t clone, unshare, join;	//  the fork's socket, its stdio, a cgroup2 directory if `cgroup` is set,
 	uint32_t cgroup, ntasks, njoins, pad;	//  `tasks` files of v1 hierarchies, namespaces or one pidfd to join
 };
+#define SPAWN_FAILED -1
