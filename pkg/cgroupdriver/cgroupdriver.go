@@ -45,6 +45,10 @@ type Driver interface {
 	// must follow.
 	Create(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, error)
 
+	// Begin is Create in two parts: the cgroup is there when finish, which must be called and may be nil, has returned nil.
+	// Until then it is as engine.Config.FinishCgroup has it. When finish is never called, or fails, Delete removes what there is.
+	Begin(ctx context.Context, path string, res *specs.LinuxResources) (cg *engine.Cgroup, finish func(context.Context) error, err error)
+
 	// Settle tells that the container's process pid has joined, or with 0 that none will. The cgroup then stays at least
 	// until that process has ended and its end was looked into. Delete does the same as Settle with 0.
 	Settle(path string, pid int)

@@ -17,7 +17,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
@@ -104,57 +103,12 @@ func (d *cgroupfs) controller(cg *engine.Cgroup, name string) (string, error) {
 	return "", fmt.Errorf("the %s controller is not mounted: %w", name, errdefs.ErrNotImplemented)
 }
 
-func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxResources) (_ *engine.Cgroup, err error) {
-	if path, err = clean(path); err != nil {
-		return nil, err
+func (d *cgroupfs) Create(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, error) {
+	cg, finish, err := d.Begin(ctx, path, res)
+	if err == nil && finish != nil {
+		err = finish(ctx)
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("create cgroup %s: %w", path, err)
-		}
-	}()
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if d.marked(filepath.Join(d.primary(), filepath.Dir(path)), containerMark) {
-		return d.createSession(path, res)
-	}
-	primary := filepath.Join(d.primary(), path)
-	if _, err := os.Lstat(primary); err == nil && !d.marked(primary, containerMark) {
-		if pids, err := procs(primary); err != nil || len(pids) > 0 {
-			return nil, fmt.Errorf("it exists already and has processes %v that cri-server did not put there: %w", pids, errdefs.ErrAlreadyExists)
-		}
-	}
-	return d.fill(path, res)
-}
-
-// fill makes what is missing of a cgroup, marks it, and limits it.
-func (d *cgroupfs) fill(path string, res *specs.LinuxResources) (_ *engine.Cgroup, err error) {
-	cg := d.dirs(path)
-	var made []string
-	defer func() {
-		if err != nil {
-			for _, dir := range slices.Backward(made) {
-				_ = unix.Rmdir(dir) // what others use by now stays
-			}
-		}
-	}()
-	for _, dir := range all(cg) {
-		if err := d.mkdirs(dir, &made); err != nil {
-			return nil, err
-		}
-	}
-	if err := faultpoint.Hit("cgroup.create.made"); err != nil {
-		return nil, err
-	}
-	if d.v2 {
-		d.enable(filepath.Dir(path)) // now that it has a child, nobody's Delete takes the parent away
-	}
-	d.mark(filepath.Join(d.primary(), path), containerMark)
-	if err := d.limit(cg, res); err != nil {
-		return nil, err
-	}
-	if err := faultpoint.Hit("cgroup.create.limited"); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return cg, nil

@@ -1,7 +1,9 @@
 package cgroupdriver
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -306,5 +308,41 @@ func TestNew(t *testing.T) {
 	}
 	if _, err := New(Config{Root: t.TempDir()}); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("no mounts: %v", err)
+	}
+}
+
+// What Begin has begun and nobody finishes, Delete takes away.
+func TestBeginIsUndone(t *testing.T) {
+	f := driver(t)
+	d, ok := f.under.(*cgroupfs)
+	if !ok { // systemd makes all of it
+		return
+	}
+	path, err := f.Path("", "begun")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cg, finish, err := d.Begin(t.Context(), path, nil)
+	if err != nil || finish == nil {
+		t.Fatal(finish != nil, err)
+	}
+	for name, dir := range cg.V1 {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is there too early: %v", name, err)
+		}
+	}
+	if _, err := os.Stat(cg.Unified); len(cg.V1) > 0 && cg.Unified != "" && err != nil {
+		t.Errorf("nothing to fork into: %v", err)
+	}
+	if err := d.Delete(t.Context(), path); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Load(path); !errdefs.IsNotFound(err) {
+		t.Errorf("after Delete: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := finish(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("finished: %v", err)
 	}
 }

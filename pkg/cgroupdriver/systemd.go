@@ -156,10 +156,13 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 	d.places.put(p, place)
 	d.aside(p, place.process.Pid)
 	cg, err := d.fill(p, res)
-	if err != nil && made {
-		err = errors.Join(err, d.Delete(context.WithoutCancel(ctx), p))
+	if err != nil {
+		if made {
+			err = errors.Join(err, d.Delete(context.WithoutCancel(ctx), p))
+		}
+		return nil, err
 	}
-	return cg, err
+	return cg, nil
 }
 
 // Settle has the placeholder watch the container's process, or ends it.
