@@ -39,6 +39,8 @@ type Engine interface {
 // Saved is a container as Adopt needs it.
 type Saved struct {
 	Data json.RawMessage `json:"data"` // the engine's own
+	// Newer: an engine of the same name that knows nothing of this field would misread Data.
+	Newer bool `json:"-"`
 	// Files are descriptors in an order of the engine's own. Those that Save returns stay the container's.
 	Files []int `json:"-"`
 	// Sessions are the pids of the exec sessions whose processes were saved too.
@@ -75,10 +77,16 @@ type Config struct {
 	// refused. The oci engine hands the profile to the runtime and ignores this.
 	Seccomp []byte
 
-	// Cgroup is the container's cgroup, made and limited by package cgroupdriver before Create, still empty.
-	// The native engine starts the process in it. Nil with the oci engine: the runtime makes it from
-	// Spec.Linux.CgroupsPath and Spec.Linux.Resources.
+	// Cgroup is the container's cgroup, made and limited by package cgroupdriver, still empty. The native engine starts
+	// the process in it. Nil with the oci engine: the runtime makes it from Spec.Linux.CgroupsPath and
+	// Spec.Linux.Resources.
 	Cgroup *Cgroup
+
+	// FinishCgroup, where it is not nil, makes what is still missing of Cgroup: on a hybrid layout all but the Unified
+	// directory, else everything. Create calls it once, on its own goroutine, while others make the container's
+	// namespaces and mounts, and has no process in the cgroup before it has returned nil; its error is Create's. When
+	// Create fails, the caller removes the cgroup, as far as there is any. Only the native engine takes it.
+	FinishCgroup func(ctx context.Context) error
 
 	// Stdin, Stdout and Stderr become fds 0, 1, 2. Nil means /dev/null. They must be nil with Spec.Process.Terminal.
 	Stdin, Stdout, Stderr *os.File

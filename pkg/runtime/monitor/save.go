@@ -16,7 +16,7 @@ import (
 // savedVersion is that of savedContainer and savedServer. It is raised when a reader of the older form would misread
 // the newer; fields that may be ignored don't raise it.
 const (
-	savedVersion    = 1
+	savedVersion    = 2 // a stub that waits for Start may have its identity already
 	savedVersionMin = 1
 )
 
@@ -50,7 +50,7 @@ type savedContainer struct {
 // save describes the container. The first `own` of the descriptors belong to the container, the caller closes the others.
 func (c *container) save(ctx context.Context, sessions bool) (v savedContainer, fds []int, own int, err error) {
 	v = savedContainer{
-		Version: savedVersion, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup, OOM: c.oom, OOMKills: c.oomKill,
+		Version: savedVersionMin, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup, OOM: c.oom, OOMKills: c.oomKill,
 		OwnPids: c.ownPids, OOMScoreAdj: c.oomScoreAdj, UIDs: c.uids, GIDs: c.gids,
 	}
 	if c.oom == c.cgroup {
@@ -58,6 +58,9 @@ func (c *container) save(ctx context.Context, sessions bool) (v savedContainer, 
 	}
 	if v.Engine, err = c.ctr.Save(); err != nil {
 		return v, nil, 0, err
+	}
+	if v.Engine.Newer {
+		v.Version = savedVersion
 	}
 	fds = v.Engine.Files
 	if n := len(v.Engine.Sessions); !sessions && n > 0 {

@@ -156,12 +156,8 @@ func (s *Server) upgrade(program *os.File) error {
 		return fmt.Errorf("upgrade: %w", err)
 	}
 	defer copied.Close()
-	header, err := json.Marshal(savedHeader{savedVersion, s.version.Build})
-	if err != nil {
+	if err := s.ask(ctx, copied, savedVersionMin); err != nil { // before all stands still
 		return err
-	}
-	if err := s.cfg.Replace.Check(ctx, copied, header); err != nil {
-		return fmt.Errorf("upgrade: the new program refuses: %w", err)
 	}
 	thaw, err := s.freeze(ctx)
 	if err != nil {
@@ -172,6 +168,11 @@ func (s *Server) upgrade(program *os.File) error {
 	if err != nil {
 		return fmt.Errorf("upgrade: %w", err)
 	}
+	if v.Version > savedVersionMin {
+		if err := s.ask(ctx, copied, v.Version); err != nil {
+			return err
+		}
+	}
 	state, err := writeState(v)
 	if err != nil {
 		return fmt.Errorf("upgrade: state: %w", err)
@@ -180,6 +181,18 @@ func (s *Server) upgrade(program *os.File) error {
 	defer setCloexec(append(fds, state), true)
 	setCloexec(append(fds, state), false)
 	return fmt.Errorf("upgrade: exec: %w", s.cfg.Replace.Exec(copied, state))
+}
+
+// ask finds out whether a program can go on with a state of the given version.
+func (s *Server) ask(ctx context.Context, program *os.File, version int) error {
+	header, err := json.Marshal(savedHeader{version, s.version.Build})
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Replace.Check(ctx, program, header); err != nil {
+		return fmt.Errorf("upgrade: the new program refuses: %w", err)
+	}
+	return nil
 }
 
 func setCloexec(fds []int, on bool) {
@@ -233,7 +246,7 @@ func readState(f *os.File) (*savedServer, error) {
 // save describes the frozen server, and lists the descriptors that the next program inherits.
 func (s *Server) save() (v *savedServer, fds []int, err error) {
 	v = &savedServer{
-		savedHeader: savedHeader{savedVersion, s.version.Build}, Frozen: time.Now(), Started: s.version.Started,
+		savedHeader: savedHeader{savedVersionMin, s.version.Build}, Frozen: time.Now(), Started: s.version.Started,
 		Journal: s.loop.Journal(), EventSeq: s.events.last(), OOMScoreAdj: s.oomScoreAdj, Notify: s.cfg.Notify,
 	}
 	if s.keepers.store != nil {
@@ -252,6 +265,7 @@ func (s *Server) save() (v *savedServer, fds []int, err error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("container %s: %w", c.id, err)
 		}
+		v.Version = max(v.Version, entry.Version)
 		data, err := json.Marshal(&entry)
 		if err != nil {
 			return nil, nil, fmt.Errorf("container %s: %w", c.id, err)

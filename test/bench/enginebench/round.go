@@ -51,7 +51,8 @@ func (c *course) run(ctx context.Context, x contestant) (s sample, err error) {
 
 	begin := c.now()
 	if x.native {
-		if cfg.Cgroup, err = c.cgroups.Create(ctx, spec.Linux.CgroupsPath, spec.Linux.Resources); err != nil {
+		cfg.Cgroup, cfg.FinishCgroup, err = c.cgroups.Begin(ctx, spec.Linux.CgroupsPath, spec.Linux.Resources)
+		if err != nil {
 			return s, err
 		}
 		cfg.Seccomp = c.filter

@@ -99,7 +99,7 @@ func (s *suite) box(t *testing.T, spec *specs.Spec) *box {
 	}
 	if s.caps.Cgroup {
 		var err error
-		if b.cfg.Cgroup, err = makeCgroup(b.cgroup(), spec.Linux.Resources); err != nil {
+		if b.cfg.Cgroup, b.cfg.FinishCgroup, err = beginCgroup(b.cgroup(), spec.Linux.Resources); err != nil {
 			t.Fatalf("cgroup: %v", err)
 		}
 	} else {

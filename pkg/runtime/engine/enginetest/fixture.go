@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -104,6 +105,31 @@ func hierarchies() (map[string]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// beginCgroup leaves all that it may to the engine's call of finish; see engine.Config.
+func beginCgroup(path string, res *specs.LinuxResources) (c *engine.Cgroup, finish func(context.Context) error, err error) {
+	all, err := hierarchies()
+	if err != nil {
+		return nil, nil, err
+	}
+	c = &engine.Cgroup{V1: map[string]string{}}
+	for name, mount := range all {
+		if name == "" {
+			c.Unified = filepath.Join(mount, path)
+		} else {
+			c.V1[name] = filepath.Join(mount, path)
+		}
+	}
+	if len(c.V1) > 0 && c.Unified != "" {
+		if err := os.MkdirAll(c.Unified, 0o755); err != nil {
+			return nil, nil, err
+		}
+	}
+	return c, func(context.Context) error {
+		_, err := makeCgroup(path, res)
+		return err
+	}, nil
 }
 
 // makeCgroup makes a cgroup for the native engine as package cgroupdriver would: in every hierarchy, with its limits.

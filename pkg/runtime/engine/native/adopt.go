@@ -17,21 +17,32 @@ import (
 // saved is engine.Saved.Data. Files are the pidfd of the first process, the socket to the stub if Pending is set, and
 // the pidfds of the sessions.
 type saved struct {
-	ID      string                 `json:"id"`
-	Dir     string                 `json:"dir"`
-	Spec    *specs.Spec            `json:"spec"`
-	Cgroup  *engine.Cgroup         `json:"cgroup,omitempty"`
-	Joins   uint64                 `json:"joins"`
-	UIDs    []specs.LinuxIDMapping `json:"uids,omitempty"`
-	GIDs    []specs.LinuxIDMapping `json:"gids,omitempty"`
-	Pid     int                    `json:"pid"`
-	Pending *savedPending          `json:"pending,omitempty"`
+	ID     string                 `json:"id"`
+	Dir    string                 `json:"dir"`
+	Spec   *specs.Spec            `json:"spec"`
+	Cgroup *engine.Cgroup         `json:"cgroup,omitempty"`
+	Joins  uint64                 `json:"joins"`
+	UIDs   []specs.LinuxIDMapping `json:"uids,omitempty"`
+	GIDs   []specs.LinuxIDMapping `json:"gids,omitempty"`
+	Pid    int                    `json:"pid"`
+	// Pending is what engines have saved that did not prepare stubs; they don't know Prepared.
+	Pending  *savedPending `json:"pending,omitempty"`
+	Prepared *savedPending `json:"prepared,omitempty"`
 }
 
 type savedPending struct {
-	Spec   *specs.Spec `json:"spec"`
+	Name   string      `json:"name,omitempty"`
+	Spec   *specs.Spec `json:"spec,omitempty"`
 	Filter []byte      `json:"filter,omitempty"`
 	Top    bool        `json:"top,omitempty"`
+}
+
+// waiting is the part of d that tells of a stub, nil if the container runs.
+func (d *saved) waiting() *savedPending {
+	if d.Pending != nil {
+		return d.Pending
+	}
+	return d.Prepared
 }
 
 // Save implements engine.Container.
@@ -41,7 +52,12 @@ func (c *container) Save() (*engine.Saved, error) {
 	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup, Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
 	s := &engine.Saved{Files: []int{c.init.pidfd}}
 	if c.pending != nil {
-		d.Pending = &savedPending{toStart(c.pending.spec), c.pending.filter, c.pending.top}
+		p := &savedPending{Name: c.pending.name, Spec: toStart(c.pending.spec), Filter: c.pending.filter, Top: c.pending.top}
+		if s.Newer = !c.pending.unprepared; s.Newer {
+			d.Prepared = p
+		} else {
+			d.Pending = p
+		}
 		s.Files = append(s.Files, c.pending.stub.fd)
 	}
 	for _, p := range c.execs {
@@ -58,6 +74,9 @@ func (c *container) Save() (*engine.Saved, error) {
 
 // toStart is the part of a spec that Start needs: what it is to be mounted with, and limited to, is done.
 func toStart(s *specs.Spec) *specs.Spec {
+	if s == nil {
+		return nil
+	}
 	t := kept(s)
 	t.Process, t.Hostname, t.Domainname = s.Process, s.Hostname, s.Domainname
 	return t
@@ -78,10 +97,12 @@ func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted,
 		return nil, fmt.Errorf("saved container: %w: %w", err, errdefs.ErrDataLoss)
 	}
 	want := 1 + len(s.Sessions)
-	if d.Pending != nil {
+	w := d.waiting()
+	if w != nil {
 		want++
 	}
-	if len(files) != want || d.Spec == nil || d.Spec.Process == nil || d.Spec.Linux == nil || d.Pid <= 0 {
+	whole := func(s *specs.Spec) bool { return s != nil && s.Process != nil && s.Linux != nil }
+	if len(files) != want || !whole(d.Spec) || d.Pending != nil && !whole(w.Spec) || d.Pid <= 0 {
 		return nil, fmt.Errorf("saved container %q with %d of %d files: %w", d.ID, len(files), want, errdefs.ErrDataLoss)
 	}
 	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: d.Spec, cgroup: d.Cgroup, joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
@@ -90,10 +111,11 @@ func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted,
 	}
 	a := &engine.Adopted{Container: c}
 	rest := files[1:]
-	if d.Pending != nil {
+	if w != nil {
 		if waits(rest[0]) {
 			a.Pending = true
-			c.pending = &pending{&stub{conn: conn{rest[0]}, engine: e, child: c.init.child, pidfd: files[0]}, d.Pending.Spec, d.Pending.Filter, d.Pending.Top}
+			c.pending = &pending{stub: &stub{conn: conn{rest[0]}, engine: e, child: c.init.child, pidfd: files[0]},
+				name: w.Name, spec: w.Spec, filter: w.Filter, unprepared: d.Pending != nil, top: w.Top}
 		} else {
 			closeFD(rest[0])
 		}

@@ -23,15 +23,18 @@ type builder struct {
 	ns      *namespaces
 	stub    *stub
 	release func()
-	// isSettled: the stub's first answer was read.
-	isSettled bool
+	id      *identity // of the container's process
+	// places brings the cgroup, once. joined: the stub has the order to join it. rooted: the root is attached. prepared: the
+	// stub has its identity.
+	places                   chan *place
+	place                    *place
+	joined, rooted, prepared bool
 	// same: leave can make the thread what it was.
 	same  bool
 	umask int
 
-	ids     idMap
-	mounts  []*mountPoint
-	cgroups []cgroupDir // clones of the cgroup's directories, for a cgroup mount
+	ids    idMap
+	mounts []*mountPoint
 
 	nullClone     int // of the host's null device; -1: none
 	emptyClone    int // of an empty, read-only file system; -1: none
@@ -52,20 +55,21 @@ func (b *builder) build() (err error) {
 	if err := b.openSources(); err != nil {
 		return err
 	}
-	if err := b.openCgroups(); err != nil {
-		return err
-	}
 	if err := b.spawn(); err != nil {
 		return err
 	}
 	if err := b.outside(); err != nil {
 		return err
 	}
-	if err := b.openRoot(); err != nil {
-		return err
+	if b.root < 0 {
+		if err := b.openRoot(); err != nil {
+			return err
+		}
 	}
-	if err := b.settled(); err != nil {
-		return err
+	if b.early() {
+		if err := b.settled(); err != nil {
+			return err
+		}
 	}
 	if err := b.enter(); err != nil {
 		return err
@@ -76,8 +80,11 @@ func (b *builder) build() (err error) {
 	}{
 		{"root", b.attachRoot}, {"", b.mountAll}, {"devices", b.devices}, {"terminal", b.console}, {"cwd", b.workdir},
 		{"", b.createHooks}, {"masked path", b.mask}, {"read-only path", b.readOnly}, {"sysctl", b.sysctl},
-		{"pivot", b.pivot},
+		{"pivot", b.pivot}, {"", b.prepare}, {"", b.settled},
 	} {
+		if err := b.advance(); err != nil {
+			return err
+		}
 		if err := step.f(); err != nil {
 			if step.name != "" {
 				err = fmt.Errorf("%s: %w", step.name, err)
@@ -102,9 +109,7 @@ func (b *builder) close() {
 	for _, m := range b.mounts {
 		closeFD(m.source)
 	}
-	for _, c := range b.cgroups {
-		closeFD(c.fd)
-	}
+	b.closePlace()
 	for _, fd := range b.readOnlyLater {
 		closeFD(fd)
 	}
@@ -117,6 +122,13 @@ func (b *builder) close() {
 	closeFD(b.nullClone)
 	closeFD(b.emptyClone)
 	closeFD(b.root)
+}
+
+// closePlace closes what is left of the place, if it has come yet.
+func (b *builder) closePlace() {
+	if b.arrived() {
+		b.place.close()
+	}
 }
 
 // outside sets what is set from outside of the container.
@@ -194,7 +206,11 @@ func (b *builder) enter() error {
 
 // entered are the namespaces that the thread enters.
 func (b *builder) entered() uintptr {
-	return b.ns.all() & (unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP)
+	flags := b.ns.all() & (unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET)
+	if b.early() {
+		flags |= b.ns.all() & unix.CLONE_NEWCGROUP
+	}
+	return flags
 }
 
 // asContainerRoot makes the files that the thread creates belong to the container's root, and be creatable at all in
@@ -234,6 +250,7 @@ func (b *builder) attachRoot() error {
 		if err := unix.MoveMount(b.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return fmt.Errorf("attach: %w", err)
 		}
+		b.rooted = true
 		return nil
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|uintptr(p.flag), ""); err != nil {

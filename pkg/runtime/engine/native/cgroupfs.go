@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"slices"
-	"sort"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,37 +15,12 @@ type cgroupDir struct {
 	fd   int    // a detached clone; -1 when attached
 }
 
-// openCgroups clones the cgroup's directories for a cgroup mount where there are v1 hierarchies; the mount then shows
-// the container its own directories only, with and without a cgroup namespace.
-func (b *builder) openCgroups() error {
-	cg := b.config.Cgroup
-	if cg == nil || len(cg.V1) == 0 || !slices.ContainsFunc(b.mounts, func(m *mountPoint) bool { return m.Type == "cgroup" && !m.bind }) {
-		return nil
-	}
-	dirs := map[string]string{}
-	for name, dir := range cg.V1 {
-		dirs[strings.TrimPrefix(name, "name=")] = dir
-	}
-	if cg.Unified != "" {
-		dirs["unified"] = cg.Unified
-	}
-	for name, dir := range dirs {
-		if name == "" || strings.ContainsAny(name, "/\x00") {
-			return invalid("cgroup hierarchy %q", name)
-		}
-		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		if err != nil {
-			return fmt.Errorf("cgroup %s: %w", dir, classify(err))
-		}
-		b.cgroups = append(b.cgroups, cgroupDir{name, fd})
-	}
-	sort.Slice(b.cgroups, func(i, j int) bool { return b.cgroups[i].name < b.cgroups[j].name })
-	return nil
-}
-
 // cgroup makes a cgroup mount: cgroup2 itself, or a tmpfs with the v1 hierarchies in it.
 func (b *builder) cgroup(m *mountPoint) error {
-	if len(b.cgroups) == 0 || m.Type == "cgroup2" {
+	if err := b.join(true); err != nil {
+		return err
+	}
+	if b.place == nil || len(b.place.clones) == 0 || m.Type == "cgroup2" {
 		m := *m
 		m.Type = "cgroup2"
 		m.mountOptions.filesystem = nil // there are none that all versions of cgroup2 know
@@ -70,8 +43,8 @@ func (b *builder) cgroup(m *mountPoint) error {
 	if err := attach(top, t); err != nil {
 		return err
 	}
-	for i := range b.cgroups {
-		if err := b.hierarchy(top, &b.cgroups[i]); err != nil {
+	for i := range b.place.clones {
+		if err := b.hierarchy(top, &b.place.clones[i]); err != nil {
 			return err
 		}
 	}

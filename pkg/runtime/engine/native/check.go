@@ -34,16 +34,17 @@ var refused = []struct {
 
 var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]*$`)
 
-// check returns the spec to build from, with what is optional filled in, or says what is wrong with it.
-func check(c *engine.Config) (*specs.Spec, error) {
+// check returns the spec to build from, with what is optional filled in, and what the process is to be, or says what is
+// wrong with them.
+func check(c *engine.Config) (*specs.Spec, *identity, error) {
 	if c.Spec == nil || c.Spec.Process == nil {
-		return nil, invalid("a spec without a process")
+		return nil, nil, invalid("a spec without a process")
 	}
 	if !validID.MatchString(c.ID) {
-		return nil, invalid("id %q", c.ID)
+		return nil, nil, invalid("id %q", c.ID)
 	}
 	if !filepath.IsAbs(c.Dir) {
-		return nil, invalid("directory %q is not absolute", c.Dir)
+		return nil, nil, invalid("directory %q is not absolute", c.Dir)
 	}
 	spec := *c.Spec
 	if spec.Linux == nil {
@@ -51,22 +52,27 @@ func check(c *engine.Config) (*specs.Spec, error) {
 	}
 	for _, r := range refused {
 		if r.asked(&spec) {
-			return nil, fmt.Errorf("%s: not supported by the native engine: %w", r.field, errdefs.ErrNotImplemented)
+			return nil, nil, fmt.Errorf("%s: not supported by the native engine: %w", r.field, errdefs.ErrNotImplemented)
 		}
 	}
 	if spec.Linux.Seccomp != nil && len(c.Seccomp) == 0 {
-		return nil, invalid("linux.seccomp without a compiled filter")
+		return nil, nil, invalid("linux.seccomp without a compiled filter")
 	}
 	if err := checkProcess(spec.Process, c.Stdin != nil || c.Stdout != nil || c.Stderr != nil); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if _, err := newIdentity(spec.Process, c.Seccomp, spec.Linux.Seccomp); err != nil {
-		return nil, err
+	id, err := newIdentity(spec.Process, c.Seccomp, spec.Linux.Seccomp)
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := c.Rootfs.Validate(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &spec, checkLinux(spec.Linux)
+	if err := checkLinux(spec.Linux); err != nil {
+		return nil, nil, err
+	}
+	id.hostname, id.domainname = spec.Hostname, spec.Domainname
+	return &spec, id, id.common(c.ID, spec.Linux)
 }
 
 func checkExec(c *engine.ExecConfig) error {

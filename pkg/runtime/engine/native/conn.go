@@ -25,6 +25,8 @@ const (
 	opNest
 	opSpawn
 	opJoin
+	opPrepare
+	opGo
 )
 
 // maxPayload is the most that the stub takes with one order.

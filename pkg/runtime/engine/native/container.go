@@ -35,10 +35,22 @@ type container struct {
 
 // pending is what a container needs only to start.
 type pending struct {
-	stub   *stub
+	stub *stub
+	name string // of the program
+	// spec and filter are for startContainer hooks, and else nil.
 	spec   *specs.Spec
 	filter []byte
-	top    bool // the root lies over that of the stub, see builder.nested
+	// unprepared: the stub was forked by an engine that did not prepare stubs, and needs spec and filter. top: the root lies
+	// over that of the stub, see builder.nested.
+	unprepared, top bool
+}
+
+func (b *builder) pending() *pending {
+	p := &pending{stub: b.stub, name: b.spec.Process.Args[0]}
+	if len(hooks(b.spec).StartContainer) > 0 {
+		p.spec, p.filter = b.spec, b.config.Seccomp
+	}
+	return p
 }
 
 // kept is the part of a spec that a running container needs, for sessions and hooks. The rest, with its environment and
@@ -123,7 +135,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	spec, err := check(config)
+	spec, id, err := check(config)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", config.ID, err)
 	}
@@ -138,8 +150,12 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 	if err := makeBundle(config.Dir, spec); err != nil {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
-	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, ns: ns, root: -1, nullClone: -1, emptyClone: -1}
-	if err := e.threads.run(b.build, b.leave); err != nil {
+	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, id: id, ns: ns, root: -1, nullClone: -1, emptyClone: -1,
+		places: make(chan *place, 1)}
+	done := e.threads.start(b.build, b.leave)
+	b.places <- b.openPlace()
+	if err := <-done; err != nil {
+		b.closePlace()
 		if b.stub != nil {
 			b.stub.kill()
 		}
@@ -149,7 +165,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
 	}
 	return &container{engine: e, id: config.ID, dir: config.Dir, spec: kept(spec), cgroup: config.Cgroup, joins: ns.all(),
-		ids: b.ids, pending: &pending{b.stub, spec, config.Seccomp, b.nested()},
+		ids: b.ids, pending: b.pending(),
 		init: &process{child: b.stub.child, pidfd: b.stub.pidfd, terminal: b.terminal}}, nil
 }
 
@@ -192,6 +208,20 @@ func (c *container) start(ctx context.Context, p *pending) error {
 	}
 	s := p.stub
 	defer s.guard(ctx)()
+	if err := s.limit(c.spec.Process); err != nil {
+		return err
+	}
+	run := func() error { return s.run(p.name) }
+	if p.unprepared {
+		run = func() error { return c.prepareAndRun(p) }
+	}
+	if err := run(); err != nil {
+		return err
+	}
+	return ctx.Err() // its end also closes the socket, which looks like success
+}
+
+func (c *container) prepareAndRun(p *pending) error {
 	id, err := newIdentity(p.spec.Process, p.filter, p.spec.Linux.Seccomp)
 	if err != nil {
 		return err
@@ -200,26 +230,20 @@ func (c *container) start(ctx context.Context, p *pending) error {
 		id.flags |= flagTop
 	}
 	id.hostname, id.domainname = p.spec.Hostname, p.spec.Domainname
-	if err := id.common(c); err != nil {
+	if err := id.common(c.id, c.spec.Linux); err != nil {
 		return err
 	}
-	if err := s.limit(p.spec.Process); err != nil {
-		return err
-	}
-	if err := s.become(id); err != nil {
-		return err
-	}
-	return ctx.Err() // its end also closes the socket, which looks like success
+	return p.stub.become(id)
 }
 
 // common adds what all processes of a container share but their own spec doesn't say.
-func (id *identity) common(c *container) error {
-	id.keyring = "_ses." + c.id
-	if p := c.spec.Linux.Personality; p != nil {
+func (id *identity) common(container string, l *specs.Linux) error {
+	id.keyring = "_ses." + container
+	if p := l.Personality; p != nil {
 		id.flags |= flagPersonality
 		id.personality = personalities[p.Domain]
 	}
-	return id.policy(c.spec.Linux.MemoryPolicy)
+	return id.policy(l.MemoryPolicy)
 }
 
 // Delete implements engine.Container.

@@ -90,10 +90,17 @@ func TestCreateLeavesNothing(t *testing.T) {
 	}
 	childrenBefore := children() // the nursery
 	for name, change := range map[string]func(*engine.Config){
-		"layer":   func(c *engine.Config) { c.Rootfs.Lower = append(c.Rootfs.Lower, "/no/such/layer") },
-		"source":  func(c *engine.Config) { bindFrom(c.Spec, "/no/such/source") },
-		"cgroup":  func(c *engine.Config) { c.Cgroup = &engine.Cgroup{V1: map[string]string{"pids": "/no/such/cgroup"}} },
-		"cgroup2": func(c *engine.Config) { c.Cgroup = &engine.Cgroup{Unified: "/no/such/cgroup"} },
+		"layer":             func(c *engine.Config) { c.Rootfs.Lower = append(c.Rootfs.Lower, "/no/such/layer") },
+		"source":            func(c *engine.Config) { bindFrom(c.Spec, "/no/such/source") },
+		"cgroup":            func(c *engine.Config) { c.Cgroup = &engine.Cgroup{V1: map[string]string{"pids": "/no/such/cgroup"}} },
+		"cgroup2":           func(c *engine.Config) { c.Cgroup = &engine.Cgroup{Unified: "/no/such/cgroup"} },
+		"unfinished cgroup": func(c *engine.Config) { lateCgroup(c, func() error { return unix.EDQUOT }) },
+		"no late cgroup":    func(c *engine.Config) { lateCgroup(c, func() error { return nil }) },
+		"layer, late cgroup": func(c *engine.Config) {
+			c.Rootfs.Lower = []string{"/no/such/layer"}
+			lateCgroup(c, func() error { return nil })
+		},
+		"label": func(c *engine.Config) { c.Spec.Process.SelinuxLabel = "no\nlabel" },
 		"fs": func(c *engine.Config) {
 			c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/x", Type: "nosuchfs"})
 		},
@@ -131,6 +138,12 @@ func TestCreateLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lateCgroup gives c a cgroup that finish is to make.
+func lateCgroup(c *engine.Config, finish func() error) {
+	c.Cgroup = &engine.Cgroup{V1: map[string]string{"pids": "/no/such/cgroup"}}
+	c.FinishCgroup = func(context.Context) error { return finish() }
 }
 
 func bindFrom(s *specs.Spec, source string) {

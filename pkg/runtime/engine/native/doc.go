@@ -10,7 +10,8 @@
 // host's mounts are never in a container's mount namespace, and how many there are makes no difference. Two kinds of
 // containers begin with a copy of them and leave them by pivot_root(2): those with hooks, which use the host's files, and
 // those with a user namespace, in which the kernel mounts proc and sysfs only beside others.
-// Start tells the stub to take on the container's identity and to become its program.
+// Meanwhile the cgroup is made, which the stub joins when it is ready; then the stub takes on the container's identity, and
+// loads the seccomp filter if that allows what the stub has yet to do. Start tells it to become its program.
 // An exec session is a fork of the nursery too; it joins the namespaces of the container's first process through one pidfd.
 //
 // The engine resolves nothing through the container's own /proc, never follows a link out of its root, hands no file

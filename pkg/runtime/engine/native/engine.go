@@ -32,8 +32,8 @@ type Engine struct {
 	threads threads
 	self    *os.File
 	home    *os.File
-	// stubProc is set once the kernel has refused proc's pidns= option.
-	stubProc atomic.Bool
+	// stubProc is set once the kernel has refused proc's pidns= option, procByNS once it has taken it.
+	stubProc, procByNS atomic.Bool
 }
 
 // New makes an engine whose processes r reaps. It needs root, and returns errdefs.ErrNotImplemented where the kernel

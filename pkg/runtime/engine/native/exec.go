@@ -68,7 +68,7 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 	}
 	id, err := newIdentity(config.Process, config.Seccomp, c.spec.Linux.Seccomp)
 	if err == nil {
-		err = id.common(c)
+		err = id.common(c.id, c.spec.Linux)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)

@@ -176,8 +176,11 @@ func TestSecurityLabels(t *testing.T) {
 	} {
 		spec := newSpec("/bin/true")
 		change(spec.Process)
-		ct := b.create(t, b.config(t, spec))
-		if err := ct.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), "security label") {
+		ct, err := b.Create(testContext(t), b.config(t, spec))
+		if err == nil {
+			remove(t, ct)
+		}
+		if err == nil || !strings.Contains(err.Error(), "security label") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -244,7 +244,7 @@ func (c *container) startHooks(ctx context.Context, p *pending) error {
 		if err != nil {
 			return err
 		}
-		if err := id.common(c); err != nil {
+		if err := id.common(c.id, c.spec.Linux); err != nil {
 			return err
 		}
 		if err := c.hookInside(ctx, "startContainer", specs.StateCreated, h, id, p.filter); err != nil {

@@ -21,6 +21,7 @@ const (
 	flagPersonality
 	flagMemPolicy
 	flagTop
+	flagEarly // the filter allows all that is to come
 )
 
 const (
@@ -196,30 +197,53 @@ func (id *identity) payload() []byte {
 	return b
 }
 
+// files are what goes with the payload.
+func (id *identity) files(e *Engine) []int {
+	if id.apparmor == "" && id.selinux == "" {
+		return nil
+	}
+	return []int{int(e.proc.Fd())}
+}
+
 // become lets the stub become its program. It returns once execve has succeeded, which closes the stub's socket.
 func (s *stub) become(id *identity) error {
-	var fds []int
-	if id.apparmor != "" || id.selinux != "" {
-		fds = []int{int(s.engine.proc.Fd())}
-	}
-	if err := s.order(opExec, 0, id.payload(), fds...); err != nil {
+	if err := s.order(opExec, 0, id.payload(), id.files(s.engine)...); err != nil {
 		return classify(err)
 	}
-	_, _, err := s.answer()
-	var failed *stubError
+	return s.executed(id.args[0])
+}
+
+// run is become for a stub that is prepared.
+func (s *stub) run(name string) error {
+	if err := s.order(opGo, 0, nil); err != nil {
+		return classify(err)
+	}
+	return s.executed(name)
+}
+
+// executed waits until the stub is its program.
+func (s *stub) executed(name string) error {
+	at, _, err := s.answer()
 	switch {
 	case errors.Is(err, io.EOF):
 		return nil
 	case err == nil:
 		return errors.New("stub: answered to the order to exec")
-	case !errors.As(err, &failed) || failed.val < 0 || failed.val >= len(steps):
+	}
+	return stepError(at, err, name)
+}
+
+// stepError names the step at which a stub could not become a program.
+func stepError(at int, err error, name string) error {
+	var failed *stubError
+	if !errors.As(err, &failed) || at < 0 || at >= len(steps) {
 		return err
 	}
-	if failed.val != stepExecve {
-		return fmt.Errorf("%s: %w", steps[failed.val], classify(err))
+	if at != stepExecve {
+		return fmt.Errorf("%s: %w", steps[at], classify(err))
 	}
 	if errors.Is(err, unix.EACCES) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied)
 	}
-	return fmt.Errorf("execve %s: %w", id.args[0], classify(err))
+	return fmt.Errorf("execve %s: %w", name, classify(err))
 }

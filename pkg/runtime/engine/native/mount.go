@@ -59,8 +59,9 @@ func (b *builder) openSources() (err error) {
 // mountAll makes every mount of the spec, in its order.
 func (b *builder) mountAll() error {
 	for _, m := range b.mounts {
-		var err error
+		err := b.advance()
 		switch {
+		case err != nil:
 		case m.remount:
 			err = b.remount(m)
 		case m.bind:
@@ -274,6 +275,7 @@ func (b *builder) procFS(opts []option, attrs uint64) (int, error) {
 		defer ns.Close()
 		fd, err := newFS("proc", opts, attrs, fdOption{"pidns", int(ns.Fd())})
 		if !errors.Is(err, unix.EINVAL) {
+			b.engine.procByNS.Store(err == nil)
 			return fd, err
 		}
 	}

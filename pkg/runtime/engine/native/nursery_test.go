@@ -1,7 +1,9 @@
 package native
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,17 +27,28 @@ func mounts(t *testing.T, pid int) []string {
 func TestNurserySeesNothing(t *testing.T) {
 	b := newBed(t)
 	ct := b.create(t, b.config(t, newSpec("/bin/true")))
-	for _, pid := range []int{b.nursery.stub.child.Pid(), ct.Process().Pid()} {
-		root := fmt.Sprintf("/proc/%d/root", pid)
-		if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
-			t.Errorf("%s: %v %v", root, entries, err)
-		}
-		if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o600); err == nil {
-			t.Errorf("%s can be written to", root)
-		}
+	nursery := b.nursery.stub.child.Pid()
+	root := fmt.Sprintf("/proc/%d/root", nursery)
+	if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
+		t.Errorf("%s: %v %v", root, entries, err)
 	}
-	if m := mounts(t, b.nursery.stub.child.Pid()); len(m) != 1 || !strings.Contains(m[0], " / / ro,") {
+	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o600); err == nil {
+		t.Errorf("%s can be written to", root)
+	}
+	if m := mounts(t, nursery); len(m) != 1 || !strings.Contains(m[0], " / / ro,") {
 		t.Errorf("mounts: %q", m)
+	}
+	// A stub that waits is in its container's root.
+	var is, want unix.Stat_t
+	pid := ct.Process().Pid()
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/root/bin/busybox", pid), &is); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Stat(filepath.Join(b.layer, "bin/busybox"), &want); err != nil || is.Size != want.Size {
+		t.Errorf("%d bytes, want %d (%v)", is.Size, want.Size, err)
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/root", pid) + b.layer); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the host's files show: %v", err)
 	}
 }
 

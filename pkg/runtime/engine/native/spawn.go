@@ -7,20 +7,36 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
 // clonable are the namespaces that the stub is forked into; the cgroup namespace comes when it is in its cgroup.
 const clonable = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET
 
-// spawn forks the container's stub into its namespaces and its cgroup.
+// twoStep: a user namespace must be made before those that shall be its own, and a time namespace takes effect for children
+// only: such a stub forks itself. A joined pid namespace has others in it, see joinPIDs.
+func (b *builder) twoStep() bool {
+	return b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME) || b.ns.joined[unix.CLONE_NEWPID] != nil
+}
+
+// spawn forks the container's stub into its namespaces, and into its cgroup as far as clone3(2) can do that.
 func (b *builder) spawn() (err error) {
-	l := launch{clone: b.ns.made & clonable, unshare: b.ns.made & unix.CLONE_NEWCGROUP, cgroup: b.config.Cgroup}
+	l := launch{clone: b.ns.made & clonable}
 	l.stdio[0], l.stdio[1], l.stdio[2] = b.config.Stdin, b.config.Stdout, b.config.Stderr
-	// A user namespace must be made before those that shall be its own, and a time namespace takes effect for children
-	// only: such a stub forks itself. A joined pid namespace has others in it, see joinPIDs.
-	twoStep := b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME) || b.ns.joined[unix.CLONE_NEWPID] != nil
+	cg := b.config.Cgroup
+	if cg != nil && cg.Unified != "" {
+		l.cgroup = &engine.Cgroup{Unified: cg.Unified}
+	}
+	if cg == nil || len(cg.V1) == 0 {
+		l.unshare = b.ns.made & unix.CLONE_NEWCGROUP
+	}
+	twoStep := b.twoStep()
 	if twoStep {
 		l.clone, l.unshare = 0, 0
+	}
+	if !b.ns.own(unix.CLONE_NEWUSER) {
+		l.meanwhile = b.openRoot
 	}
 	if !b.nested() && b.ns.made&unix.CLONE_NEWNS != 0 { // as a copy of the engine's
 		home, err := b.engine.mountNS()
@@ -37,6 +53,17 @@ func (b *builder) spawn() (err error) {
 	for _, flag := range []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWNS} {
 		if f := b.ns.joined[flag]; f != nil {
 			l.joins = append(l.joins, int(f.Fd()))
+		}
+	}
+	if cg != nil && len(cg.V1) == 0 { // it must be there
+		if l.meanwhile != nil {
+			if err := l.meanwhile(); err != nil {
+				return err
+			}
+			l.meanwhile = nil
+		}
+		if err := b.awaitPlace(); err != nil {
+			return err
 		}
 	}
 	if b.stub, err = b.engine.fork(l); err != nil {
@@ -58,15 +85,6 @@ func (b *builder) spawn() (err error) {
 		}
 	}
 	return nil
-}
-
-// settled waits until the stub is in its cgroup and namespaces; the second time it has nothing to do.
-func (b *builder) settled() error {
-	if b.isSettled {
-		return nil
-	}
-	b.isSettled = true
-	return b.stub.settled()
 }
 
 // nested tells whether the container's mount namespace begins with the nursery's empty file system, and its root is

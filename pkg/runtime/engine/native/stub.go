@@ -25,6 +25,8 @@ type stub struct {
 	pid    int     // once the nursery has told it
 	unborn error   // why there is none
 	first  *answer // the stub's answer to its launch, if that came before the nursery's
+	// awaited are the answers that are still to come, in their order: each is given to its function.
+	awaited []func(at int, err error) error
 }
 
 // answer is one answer of a stub.
@@ -88,6 +90,7 @@ func (e *Engine) fork(l launch) (_ *stub, err error) {
 	fds = append(fds, l.joins...)
 	for try := 0; ; try++ {
 		s := &stub{engine: e, pidfd: -1, launch: l, tasks: tasks}
+		s.awaited = append(s.awaited, s.launched)
 		err := s.fork(fds)
 		if err == nil {
 			return s, nil
@@ -157,16 +160,38 @@ func (s *stub) spawned() (pid int, err error) {
 	return s.pid, s.unborn
 }
 
-// settled waits for the end of what the stub does at first.
-func (s *stub) settled() error {
-	at, err := 0, error(nil)
-	if s.first != nil {
-		at, err = s.first.val, s.first.err
-	} else {
-		var fd int
-		at, fd, err = s.reply()
-		closeFD(fd)
+// ask sends an order whose answer is for settled, and that for heard.
+func (s *stub) ask(heard func(at int, err error) error, op uint32, a uint64, payload []byte, fds ...int) error {
+	if err := s.order(op, a, payload, fds...); err != nil {
+		return err
 	}
+	s.awaited = append(s.awaited, heard)
+	return nil
+}
+
+// settled waits for all answers that are still to come, first of all for that to the stub's launch.
+func (s *stub) settled() error {
+	for len(s.awaited) > 0 {
+		heard := s.awaited[0]
+		s.awaited = s.awaited[1:]
+		var at int
+		var err error
+		if s.first != nil {
+			at, err, s.first = s.first.val, s.first.err, nil
+		} else {
+			var fd int
+			at, fd, err = s.reply()
+			closeFD(fd)
+		}
+		if err := heard(at, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launched makes out which of the things that a stub does at first has failed.
+func (s *stub) launched(at int, err error) error {
 	var failed *stubError
 	switch {
 	case err == nil || !errors.As(err, &failed):
@@ -177,6 +202,21 @@ func (s *stub) settled() error {
 		return &joinError{at - len(s.tasks), err}
 	}
 	return fmt.Errorf("new namespaces: %w", err)
+}
+
+// call sends an order and waits for its answer.
+func (s *stub) call(op uint32, a uint64, payload []byte, fds ...int) (val, fd int, err error) {
+	if err := s.settled(); err != nil {
+		return 0, -1, err
+	}
+	return s.conn.call(op, a, payload, fds...)
+}
+
+// do is call for orders that answer with nothing but success.
+func (s *stub) do(op uint32, a uint64, payload []byte, fds ...int) error {
+	_, fd, err := s.call(op, a, payload, fds...)
+	closeFD(fd)
+	return err
 }
 
 // joinError is why a stub could not join launch.joins[at].

@@ -27,7 +27,10 @@ type job struct {
 }
 
 // run runs f on a thread that it may change, and then clean, which is to undo that.
-func (t *threads) run(f func() error, clean func() bool) error {
+func (t *threads) run(f func() error, clean func() bool) error { return <-t.start(f, clean) }
+
+// start is run without waiting for the result.
+func (t *threads) start(f func() error, clean func() bool) (done <-chan error) {
 	j := job{f, clean, make(chan error, 1)}
 	t.mu.Lock()
 	n := len(t.idle) - 1
@@ -35,13 +38,13 @@ func (t *threads) run(f func() error, clean func() bool) error {
 		t.all.Add(1)
 		t.mu.Unlock()
 		go t.work(j)
-		return <-j.done
+		return j.done
 	}
 	jobs := t.idle[n]
 	t.idle = t.idle[:n]
 	t.mu.Unlock()
 	jobs <- j
-	return <-j.done
+	return j.done
 }
 
 func (t *threads) work(j job) {

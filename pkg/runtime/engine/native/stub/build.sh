@@ -15,4 +15,4 @@ for t in amd64:x86_64-linux-gnu arm64:aarch64-linux-gnu; do
 	# shellcheck disable=SC2086
 	"$cc" $f -o "$out/stub_$arch" stub.c
 done
-[ "$out" != . ] || sha256sum stub.c stub.h build.sh stub_amd64 stub_arm64 >SHA256SUMS
+[ "$out" != . ] || sha256sum stub.c become.h stub.h build.sh stub_amd64 stub_arm64 >SHA256SUMS

@@ -56,8 +56,8 @@ __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
 #define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
 
 enum { OP_UNSHARE = 2, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT,
-	OP_NEST, OP_SPAWN, OP_JOIN };
-enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8, F_TOP = 16 };
+	OP_NEST, OP_SPAWN, OP_JOIN, OP_PREPARE, OP_GO };
+enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8, F_TOP = 16, F_EARLY = 32 };
 enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
 	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
 	STEP_AMBIENT, STEP_NNP, STEP_EXECVE, STEP_PAYLOAD, STEP_ROOT };
@@ -69,7 +69,7 @@ enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSON
 
 struct order { uint32_t op, len; uint64_t a; };
 struct answer { int32_t err, val; };
-struct identity {					// head of OP_EXEC's payload; then, in this order:
+struct identity {					// head of OP_PREPARE's and OP_EXEC's payload; then, in this order:
 	uint32_t flags, uid, gid, ngroups;		//  groups u32[ngroups], padded to 8 bytes
 	uint64_t bnd, prm, eff, inh, amb;		//  bpf u64[nbpf]
 	uint32_t npaths, nargs, nenv, nbpf;		//  host\0 domain\0 cwd\0 keyring\0 apparmor\0 selinux\0

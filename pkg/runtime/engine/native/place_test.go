@@ -1,0 +1,108 @@
+package native
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// A cgroup may come when all else is there, whatever else the stub has to do; its absence is an error.
+func TestCgroupComesLate(t *testing.T) {
+	b := newBed(t)
+	for name, change := range map[string]func(*engine.Config){
+		"plain": func(*engine.Config) {},
+		"user":  func(c *engine.Config) { withUserNS(c.Spec) },
+		"old":   func(*engine.Config) { b.stubProc.Store(true) },
+		"hooks": func(c *engine.Config) {
+			c.Spec.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/true"}}}
+		},
+		"cgroup2": func(c *engine.Config) { c.Spec.Mounts[6].Type = "cgroup2" },
+		"host's":  func(c *engine.Config) { c.Spec.Linux.Namespaces = c.Spec.Linux.Namespaces[:5] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer b.stubProc.Store(false)
+			cg := testCgroup(t, "late")
+			dirs, of := slices.Collect(maps.Values(cg.V1)), ":pids"
+			if len(dirs) == 0 {
+				dirs, of = []string{cg.Unified}, "0:"
+			}
+			c := b.config(t, newSpec("/bin/cat", "/proc/self/cgroup"))
+			change(c)
+			c.Cgroup = cg
+			for _, dir := range dirs {
+				if err := os.Remove(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			calls := 0
+			c.FinishCgroup = func(context.Context) error {
+				calls++
+				for _, dir := range dirs {
+					if err := os.Mkdir(dir, 0o755); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			out, code := b.output(t, c)
+			want := ":/\n"
+			if name == "host's" {
+				want = ":" + filepath.Join("/", testns.CgroupParent(), "late") + "\n"
+			}
+			if code != 0 || calls != 1 || !strings.Contains(out, of+want) {
+				t.Errorf("code %d, %d calls, %s", code, calls, out)
+			}
+		})
+	}
+}
+
+// What an engine has saved that did not prepare its stubs can still be started.
+func TestAdoptUnprepared(t *testing.T) {
+	b := newBed(t)
+	s, err := b.fork(launch{clone: unix.CLONE_NEWPID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := unix.Open(b.layer, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	if err := s.do(opRoot, 0, nil, root); err != nil {
+		t.Fatal(err)
+	}
+	spec := newSpec("/bin/sh", "-c", "exit 7")
+	spec.Hostname = ""
+	d := saved{ID: "old", Dir: t.TempDir(), Spec: kept(spec), Pid: s.child.Pid(), Pending: &savedPending{Spec: spec}}
+	data, err := json.Marshal(&d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := b.Adopt(testContext(t), &engine.Saved{Data: data, Files: []int{s.pidfd, s.fd}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := a.Container.Save(); err != nil || again.Newer || !strings.Contains(string(again.Data), `"pending"`) {
+		t.Errorf("saved again: %+v %v", again, err)
+	}
+	if err := a.Container.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := a.Container.Process().Child().Wait(testContext(t)); err != nil || st.Code() != 7 {
+		t.Errorf("%v %v", st, err)
+	}
+	if err := a.Container.Delete(testContext(t)); err != nil {
+		t.Error(err)
+	}
+}
