@@ -102,14 +102,7 @@ func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeap
 		return nil, err
 	}
 
-	op.Stage("files")
 	next := *sb
-	if next.Files, err = s.makeFiles(sb.Files.Dir, config); err != nil {
-		return nil, err
-	}
-	if err := faultpoint.Hit("sandbox.run.files"); err != nil {
-		return nil, err
-	}
 	if err := s.raise(ctx, op, &next); err != nil {
 		return nil, err
 	}
@@ -147,12 +140,16 @@ func (s *Sandboxes) publish(sb *Sandbox) error {
 	return nil
 }
 
-// raise brings up network namespace, network and pause, as far as they allow at the same time.
+// raise brings up files, network namespace, network and pause, as far as they allow at the same time.
 func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) error {
 	if sb.HostNetwork() || sb.UserNamespace() {
+		op.Stage("files")
+		if err := s.files(sb); err != nil {
+			return err
+		}
 		// The user namespace comes into being with pause and must own the network namespace (user_namespaces(7)).
 		op.Stage("pause")
-		if err := s.startPause(ctx, sb); err != nil || sb.HostNetwork() {
+		if err := s.startPause(ctx, sb, nil); err != nil || sb.HostNetwork() {
 			return err
 		}
 		op.Stage("netns")
@@ -162,24 +159,42 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 		op.Stage("network")
 		return s.attach(ctx, sb)
 	}
-	op.Stage("netns")
+	op.Stage("files, network and pause")
+	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
+	connected, pinned := *sb, make(chan struct{})
+	g.Go(func() error { // while the namespace is made, pause's cgroup is
+		operation.GrowStack()
+		return s.startPause(ctx, sb, pinned)
+	})
+	g.Go(func() error {
+		operation.GrowStack()
+		return s.connect(ctx, &connected, pinned)
+	})
+	err := g.Wait()
+	sb.Files, sb.Network = connected.Files, connected.Network
+	return err
+}
+
+// connect makes the network namespace, and then the pod's files and network. It closes pinned once the namespace is there.
+func (s *Sandboxes) connect(ctx context.Context, sb *Sandbox, pinned chan<- struct{}) error {
 	if _, err := netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
 		return err
 	}
 	if err := faultpoint.Hit("sandbox.run.netns"); err != nil {
 		return err
 	}
-	op.Stage("network and pause")
-	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
-	attached := *sb
-	g.Go(func() error {
-		operation.GrowStack()
-		return s.attach(ctx, &attached)
-	})
-	g.Go(func() error { return s.startPause(ctx, sb) })
-	err := g.Wait()
-	sb.Network = attached.Network
-	return err
+	close(pinned)
+	if err := s.files(sb); err != nil {
+		return err
+	}
+	return s.attach(ctx, sb)
+}
+
+func (s *Sandboxes) files(sb *Sandbox) (err error) {
+	if sb.Files, err = s.makeFiles(sb.Files.Dir, sb.Config); err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	return faultpoint.Hit("sandbox.run.files")
 }
 
 func (s *Sandboxes) attach(ctx context.Context, sb *Sandbox) error {
@@ -222,8 +237,8 @@ func protocol(p runtimeapi.Protocol) string {
 	}
 }
 
-// startPause makes pause's cgroup and starts it.
-func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
+// startPause makes pause's cgroup, waits until the network namespace is pinned, and starts pause. pinned may be nil.
+func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan struct{}) error {
 	h, err := s.cfg.Handlers.Resolve(sb.Handler)
 	if err != nil {
 		return err
@@ -247,6 +262,13 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox) error {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
 				return fmt.Errorf("pause: seccomp: %w", err)
 			}
+		}
+	}
+	if pinned != nil {
+		select {
+		case <-pinned:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
