@@ -165,6 +165,9 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		if err := waitUp(d, host); err != nil {
 			return nil, err
 		}
+		if _, err := d.do(portRouteRequest(host.Attrs().Index)); err != nil { // its answer does not matter: there may be no IPv6
+			return nil, err
+		}
 	}
 	r.Interfaces[0].Mac = br.Attrs().HardwareAddr.String()
 	if dns := conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
@@ -251,10 +254,6 @@ func portFlags(host netlink.Link, conf *bridgeConf) error {
 			}
 		}
 	}
-	// A port needs no IPv6 of its own: frames are the bridge's before they could be the port's. With it each port would have
-	// an address and four routes on the host, and each time that a port comes or goes the kernel walks all of them, with the lock
-	// of all network changes held. Not worth an error: missing where IPv6 is disabled.
-	_ = netns.SetSysctl("ipv6/conf/"+host.Attrs().Name+"/disable_ipv6", "1")
 	return nil
 }
 

@@ -50,24 +50,63 @@ type veth struct {
 	netns           int // fd of the pod end's namespace
 }
 
-// create makes the pair in one request, and returns the host end: up and in its bridge, the pod end in its namespace and down.
-// The netlink package would need five requests. Hardware addresses are given, so that nobody (udev) changes them later.
+// create makes the pair, and returns the host end: up and in its bridge, the pod end in its namespace and down. Hardware
+// addresses are given, so that nobody (udev) changes them later.
+//
+// A port needs no IPv6 of its own: frames are the bridge's before they could be the port's. With it each port would have an
+// address and four routes on the host, and each time that a port comes or goes the kernel walks all of them, with the lock of
+// all network changes held. So before it is up it is told to make itself no address, and portRouteRequest takes the one
+// route that it still gets. (The sysctl disable_ipv6 does both, but who writes it spins until that lock is free.)
 func (v veth) create(d *dialog) (netlink.Link, error) {
-	answers, err := d.do(v.request(), linkRequest(v.host, 0))
+	answers, err := d.do(v.request(), v.addressless(), v.up(), linkRequest(v.host, 0))
 	if err == nil {
 		err = answers[0].err
+	}
+	if err == nil {
+		err = answers[2].err // of the one between nothing depends: without IPv6 it is refused
 	}
 	if err != nil {
 		return nil, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
 	}
-	return answers[1].link()
+	return answers[3].link()
+}
+
+// set changes the host end by its name.
+func (v veth) set(flags uint32) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = flags, flags
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
+	return req
+}
+
+func (v veth) up() *nl.NetlinkRequest { return v.set(unix.IFF_UP) }
+
+// addressless sets addr_gen_mode to none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17.
+func (v veth) addressless() *nl.NetlinkRequest {
+	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
+	req := v.set(0)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(addrGenMode, []byte{none})
+	req.AddData(spec)
+	return req
+}
+
+// portRouteRequest removes the multicast route that every link which is up gets.
+func portRouteRequest(index int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_DELROUTE, unix.NLM_F_ACK)
+	msg := nl.NewRtDelMsg()
+	msg.Family, msg.Dst_len, msg.Table, msg.Type = unix.AF_INET6, 8, unix.RT_TABLE_LOCAL, unix.RTN_MULTICAST
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, net.ParseIP("ff00::")))
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	return req
 }
 
 func (v veth) request() *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	req.AddData(msg)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.hostMAC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(v.master))))
