@@ -270,8 +270,11 @@ func lastState(r *run) error {
 	return nil
 }
 
-// addresses: the old sandboxes, which kubelet keeps as long as their containers tell the last state, hold none.
-func addresses(r *run) error {
+// addresses: the old sandboxes, which kubelet keeps as long as their containers tell the last state, hold none once it has
+// stopped them.
+func addresses(r *run) error { return r.until(soon, r.addressesFree) }
+
+func (r *run) addressesFree() error {
 	pods, err := r.Runtime.ListPodSandbox(r.ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{
 		State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}})
 	if err != nil {
