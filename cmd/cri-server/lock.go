@@ -33,15 +33,14 @@ func lockDir(dir string, mode os.FileMode) (*os.File, error) {
 		return nil, fmt.Errorf("%s is in use by another cri-server, pid %s (it holds %s): %w",
 			dir, strings.TrimSpace(string(b)), path, errdefs.ErrAlreadyExists)
 	}
-	// The pid is for the message only.
-	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+	// The pid is for the message only; a full disk must not keep a server from its start.
+	pid := strconv.Itoa(os.Getpid()) + "\n"
+	if _, err = f.WriteAt([]byte(pid), 0); err == nil {
+		err = f.Truncate(int64(len(pid)))
+	}
+	if err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
-}
-
-func writeAt(f *os.File, s string) error {
-	_, err := f.WriteAt([]byte(s), 0)
-	return err
 }

@@ -220,7 +220,7 @@ func checkNothingLeaked(t *testing.T, s *imagestore.Disk, root string, built ima
 	}
 	for _, e := range names {
 		switch e.Name() {
-		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "snapshots", "trash", "version":
+		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "snapshots", "spare", "trash", "version":
 		default:
 			t.Errorf("%s is left", e.Name())
 		}

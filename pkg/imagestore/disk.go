@@ -66,6 +66,8 @@ type Disk struct {
 	// commit serialises changes of the table, which write a file. rename serialises what moves content in with what moves
 	// content out. Neither is ever needed for reading.
 	commit, rename sync.Mutex
+	tableSize      int   // of the table on disk, in bytes; guarded by commit
+	spare          int64 // of the spare, in bytes; guarded by commit
 
 	// mu guards the maps below and is held for memory only.
 	mu     sync.RWMutex

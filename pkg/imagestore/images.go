@@ -108,7 +108,11 @@ func (s *Disk) Remove(ctx context.Context, ref string) error {
 	if err := s.RemoveSnapshot(ctx, viewPrefix+gone.ID.Encoded()); err != nil {
 		return err
 	}
-	return s.sweepAll()
+	err = s.sweepAll()
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	s.restock(s.tableSize)
+	return err
 }
 
 // removeRef drops the name ref and reports whether the image is to go with it.

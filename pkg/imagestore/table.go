@@ -116,7 +116,16 @@ func (s *Disk) writeTable(images map[digest.Digest]*record) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(s.path("images.json"), b)
+	if len(b) <= s.tableSize { // images or names go
+		err = s.writeSparing(s.path("images.json"), b)
+	} else {
+		err = writeFile(s.path("images.json"), b)
+	}
+	if err == nil {
+		s.tableSize = len(b)
+		s.restock(len(b))
+	}
+	return err
 }
 
 func nameIndex(images map[digest.Digest]*record) map[string]digest.Digest {
@@ -178,6 +187,7 @@ func (s *Disk) readTable() ([]*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image table: %w", err)
 	}
+	s.tableSize = len(b)
 	var t table
 	if err := json.Unmarshal(b, &t); err != nil {
 		aside := fmt.Sprintf("%s.damaged-%d", s.path("images.json"), time.Now().Unix())

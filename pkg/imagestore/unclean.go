@@ -32,9 +32,15 @@ func (s *Disk) begin() error {
 			return err
 		}
 	}
-	if err := writeFile(s.path("open"), now); err != nil {
-		return err
+	if !bytes.Equal(before, now) || err != nil {
+		if err := s.writeSparing(s.path("open"), now); err != nil {
+			if !full(err) {
+				return err
+			}
+			s.log.Error("image store: the disk is full; should the machine go down now, the store is not checked", "error", err)
+		}
 	}
+	s.restock(s.tableSize)
 	if unclean {
 		s.running.Go(func() {
 			r, err := s.Repair(s.life, false)
@@ -59,7 +65,7 @@ func (s *Disk) markClosed() {
 		_ = os.Remove(s.path("open"))
 		return
 	}
-	_ = writeFile(s.path("open"), []byte("check due"))
+	_ = s.writeSparing(s.path("open"), []byte("check due"))
 }
 
 // checkNow looks at all sizes, rebuilds layers from good blobs, and drops images that need more than that.
