@@ -79,6 +79,7 @@ type Disk struct {
 	// damaged are layers that a check found so: the next pull, or Repair, replaces them.
 	damaged   map[digest.Digest]bool
 	snapshots map[string]*snapshotRecord
+	leftovers []string // below ingest and trash, see remove
 	usage     Usage
 }
 

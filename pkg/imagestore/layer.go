@@ -249,5 +249,6 @@ func (s *Disk) trash(name string, then func() error) error {
 	if err := then(); err != nil {
 		return err
 	}
-	return removeAll(t)
+	_ = s.remove(t)
+	return nil
 }

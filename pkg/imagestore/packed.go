@@ -46,7 +46,7 @@ func (s *Disk) bringBlob(ctx context.Context, src source, d ocispec.Descriptor) 
 	if err != nil {
 		return err
 	}
-	defer func() { _ = removeAll(dir) }()
+	defer func() { _ = s.remove(dir) }()
 	body, err := src.Blob(ctx, d)
 	if err != nil {
 		return fmt.Errorf("fetch: %w", err)

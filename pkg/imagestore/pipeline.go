@@ -117,7 +117,7 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if err != nil {
 		return local, err
 	}
-	defer func() { _ = removeAll(tmp) }()
+	defer func() { _ = s.remove(tmp) }()
 
 	run := pipeline{desc: d, body: body, dir: filepath.Join(tmp, "layer"), wrote: s.sync.wrote}
 	blob := filepath.Join(tmp, "blob")

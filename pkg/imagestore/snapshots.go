@@ -125,7 +125,7 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	done := false
 	defer func() {
 		if !done {
-			_ = removeAll(tmp)
+			_ = s.remove(tmp)
 		}
 	}()
 	if err := s.fill(ctx, tmp, key, img.ID, layers); err != nil {
@@ -256,7 +256,7 @@ func (s *Disk) discard(dir string) error {
 	if d, ok := s.driver.(snapshot.Discarder); ok {
 		d.Discard(dir)
 	}
-	return removeAll(dir)
+	return s.remove(dir)
 }
 
 // Snapshots implements Store.

@@ -30,17 +30,48 @@ func (s *Disk) sweep(layers, blobs []digest.Digest) error {
 		}
 		return err
 	}
+	s.removeLeftovers()
 	s.rename.Lock()
 	var err error
-	for _, name := range s.forget(layers, blobs) {
-		err = errors.Join(err, away(name))
+	for _, v := range s.forget(layers, blobs) {
+		if aerr := away(v.name); aerr != nil { // the next sweep tries again
+			s.mu.Lock()
+			v.keep()
+			s.mu.Unlock()
+			err = errors.Join(err, aerr)
+		}
 	}
 	s.rename.Unlock()
 	err = errors.Join(err, step("image.trash.moved"))
 	for _, t := range trash {
-		err = errors.Join(err, removeAll(t))
+		err = errors.Join(err, s.remove(t))
 	}
 	return err
+}
+
+// remove removes a directory below ingest or trash. What can't be removed is tried again by the next sweep; the next start
+// removes it in any case.
+func (s *Disk) remove(dir string) error {
+	err := removeAll(dir)
+	if err != nil {
+		s.mu.Lock()
+		s.leftovers = append(s.leftovers, dir)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// removeLeftovers tries again what remove could not do.
+func (s *Disk) removeLeftovers() {
+	s.mu.Lock()
+	dirs := s.leftovers
+	s.leftovers = nil
+	s.mu.Unlock()
+	for _, dir := range dirs {
+		if err := s.remove(dir); err != nil {
+			s.log.Warn("image store: what is left of a removal can't be removed", "error", err)
+		}
+	}
 }
 
 // sweepAll sweeps everything, what failed pulls left included.
@@ -79,8 +110,14 @@ func (s *Disk) Garbage() (names []string) {
 // Sweep implements Store.
 func (s *Disk) Sweep() error { return s.sweepAll() }
 
+// victim is something that nobody needs.
+type victim struct {
+	name string
+	keep func() // takes it back into memory; the caller holds mu
+}
+
 // forget drops from memory what nobody needs, and returns where it is.
-func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
+func (s *Disk) forget(layers, blobs []digest.Digest) (gone []victim) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sn := range s.snapshots {
@@ -94,10 +131,16 @@ func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
 		if !ok || needed[id] {
 			continue
 		}
+		damaged := s.damaged[id]
 		delete(s.layers, id)
 		delete(s.damaged, id)
 		s.count(-l.Bytes-l.frameBytes, -l.Inodes-l.frameInodes)
-		names = append(names, s.layerPath(id))
+		gone = append(gone, victim{s.layerPath(id), func() {
+			if s.layers[id] = l; damaged {
+				s.damaged[id] = true
+			}
+			s.count(l.Bytes+l.frameBytes, l.Inodes+l.frameInodes)
+		}})
 	}
 	for _, id := range blobs {
 		b, ok := s.blobs[id]
@@ -106,9 +149,12 @@ func (s *Disk) forget(layers, blobs []digest.Digest) (names []string) {
 		}
 		delete(s.blobs, id)
 		s.count(-b.allocated, -1)
-		names = append(names, s.blobPath(id))
+		gone = append(gone, victim{s.blobPath(id), func() {
+			s.blobs[id] = b
+			s.count(b.allocated, 1)
+		}})
 	}
-	return names
+	return gone
 }
 
 // needed are the digests that images, snapshots and transfers rely on. The caller holds mu.

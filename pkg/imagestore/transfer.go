@@ -38,7 +38,7 @@ func (s *Disk) importArchive(ctx context.Context, r io.Reader, packed bool) ([]*
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
 	}
-	defer func() { _ = removeAll(dir) }()
+	defer func() { _ = s.remove(dir) }()
 	l := s.cfg.Limits
 	a, err := archive.Read(ctx, r, dir, archive.Limits{Bytes: l.Archive, Entries: l.ArchiveEntries, Document: l.Config})
 	if err != nil {

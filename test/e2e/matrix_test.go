@@ -67,7 +67,15 @@ func newMatrix(t *testing.T, program string) *matrix {
 	if _, err := os.Stat("../../.cache/faults/cri-server"); err != nil {
 		t.Fatalf("make faults builds the programs for this test: %v", err)
 	}
-	m := &matrix{fixture: start(t, testnode.Options{Faults: true}), program: program, places: map[string][]place{}}
+	m := withWitness(t, testnode.Options{Faults: true})
+	m.program = program
+	m.record()
+	return m
+}
+
+// withWitness brings up a node with a pod that nothing may touch.
+func withWitness(t *testing.T, o testnode.Options) *matrix {
+	m := &matrix{fixture: start(t, o), places: map[string][]place{}}
 	ctx, cancel := context.WithTimeout(context.Background(), testns.Patience(150*time.Minute))
 	t.Cleanup(cancel)
 	m.ctx = ctx
@@ -79,7 +87,6 @@ func newMatrix(t *testing.T, program string) *matrix {
 	before := m.before
 	m.before, m.store = testnode.Take(), m.stored()
 	t.Cleanup(func() { m.before = before }) // of which the fixture's own look is
-	m.record()
 	return m
 }
 

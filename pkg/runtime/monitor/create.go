@@ -33,9 +33,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 	s.trim.Reset(trimAfter)
 	st, err := c.create(ctx, req)
 	if err != nil {
-		if rerr := removeDir(c.dir); rerr != nil {
-			s.log.Warn("container directory stays", "container", c.id, "err", rerr)
-		}
+		s.removeLater(c.dir)
 		s.forget(c)
 		return State{}, fmt.Errorf("create container %s: %w", req.ID, err)
 	}
@@ -268,9 +266,7 @@ func (c *container) delete(ctx context.Context) error {
 	faultpoint.Pass("monitor.delete.deleted")
 	c.streams.Close()
 	c.execs.removeCgroups()
-	if err := removeDir(c.dir); err != nil {
-		c.s.log.Warn("container directory stays", "container", c.id, "err", err)
-	}
+	c.s.removeLater(c.dir)
 	c.gone = true
 	c.s.forget(c)
 	c.s.keepers.forget(c)

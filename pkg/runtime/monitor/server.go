@@ -71,6 +71,7 @@ type Server struct {
 	containers map[string]*container
 	conns      map[*conn]struct{}
 	closing    bool
+	left       []string // directories of containers that are gone, see removeLater
 
 	upgrading sync.Mutex
 
