@@ -158,10 +158,13 @@ func (b *builder) needed() bool {
 	return b.twoStep() || hasHooks(b.spec) || b.spec.Process.Terminal || b.engine.stubProc.Load() || !b.engine.procByNS.Load()
 }
 
-// prepare gives the stub its identity.
+// prepare gives the stub its identity, in its cgroup: the filter may forbid what it has to do there.
 func (b *builder) prepare() error {
 	if b.prepared {
 		return nil
+	}
+	if err := b.join(true); err != nil {
+		return err
 	}
 	if err := b.awaitPlace(); err != nil {
 		return err

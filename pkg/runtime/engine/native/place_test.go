@@ -67,6 +67,30 @@ func TestCgroupComesLate(t *testing.T) {
 	}
 }
 
+// A filter that forbids what a stub does in its cgroup is loaded when the stub is there, also when the cgroup comes last.
+func TestCgroupComesAfterTheRoot(t *testing.T) {
+	b := newBed(t)
+	cg := testCgroup(t, "last")
+	c := b.config(t, newSpec("/bin/cat", "/proc/self/cgroup"))
+	c.Spec.Mounts = c.Spec.Mounts[:6] // for a cgroup mount the cgroup is waited for
+	c.Spec.Process.Cwd = "/late"
+	c.Seccomp = bpf([4]uint32{unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, [4]uint32{unix.BPF_JMP | unix.BPF_JEQ, 0, 1, unix.SYS_UNSHARE},
+		[4]uint32{unix.BPF_RET, 0, 0, 0x50001}, [4]uint32{unix.BPF_RET, 0, 0, seccompRetAllow})
+	c.Cgroup = cg
+	c.FinishCgroup = func(ctx context.Context) error {
+		// The working directory is made when all mounts are there.
+		for len(cg.V1) > 0 {
+			if _, err := os.Stat(filepath.Join(c.Rootfs.Upper, "late")); err == nil || ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		return nil
+	}
+	if out, code := b.output(t, c); code != 0 || !strings.Contains(out, ":/\n") {
+		t.Errorf("code %d, %s", code, out)
+	}
+}
+
 // What an engine has saved that did not prepare its stubs can still be started.
 func TestAdoptUnprepared(t *testing.T) {
 	b := newBed(t)
