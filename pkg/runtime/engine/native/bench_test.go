@@ -20,8 +20,8 @@ import (
 func testCgroup(t testing.TB, name string) *engine.Cgroup {
 	t.Helper()
 	cg := &engine.Cgroup{V1: map[string]string{}}
-	for _, h := range []string{"pids", "freezer", "unified"} {
-		mount := filepath.Join("/sys/fs/cgroup", h)
+	for _, h := range []string{"pids", "freezer", "unified", ""} {
+		mount := filepath.Join("/sys/fs/cgroup", h) // itself where all is on v2
 		if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil {
 			continue
 		}
@@ -37,7 +37,7 @@ func testCgroup(t testing.TB, name string) *engine.Cgroup {
 			}
 			_ = os.Remove(parent) // when it is the last
 		})
-		if h == "unified" {
+		if h == "unified" || h == "" {
 			cg.Unified = dir
 		} else {
 			cg.V1[h] = dir
