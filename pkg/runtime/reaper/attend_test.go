@@ -16,6 +16,9 @@ import (
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
+// keepsZombies is a parent that never waits for its children.
+const keepsZombies = "exec sleep 1000"
+
 // grandchild starts a shell that starts a process and then does as after says. The process ends as how says, when the
 // returned file is closed.
 func grandchild(t *testing.T, how, after string) (pid, pidfd int, end *os.File) {
@@ -29,10 +32,17 @@ func grandchild(t *testing.T, how, after string) (pid, pidfd int, end *os.File) 
 		t.Fatal(err)
 	}
 	script := `{ read x <&3; ` + how + `; } & echo $!; exec >&- 3<&-; ` + after
-	if _, err := theReaper().Fork(func() (int, error) {
+	parent, err := theReaper().Fork(func() (int, error) {
 		return syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{0, tell.Fd(), 2, r.Fd()}})
-	}); err != nil {
+	})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if after == keepsZombies {
+		t.Cleanup(func() {
+			_ = unix.Kill(parent.Pid(), unix.SIGKILL)
+			_, _ = parent.Wait(context.Background())
+		})
 	}
 	r.Close()
 	tell.Close()
@@ -64,7 +74,8 @@ func exitInfo(t *testing.T) bool {
 	return known
 }
 
-// The parent of a foreign process may reap it, or leave it a zombie: its status is known either way.
+// The parent of a foreign process may reap it, or leave it a zombie: its status is known either way, where the kernel tells
+// that of a reaped one. The parent of an orphan is testns, which reaps it at once.
 func TestAttendForeign(t *testing.T) {
 	const suicide = `kill -9 $(exec sh -c 'echo $PPID')`
 	for _, tt := range []struct {
@@ -73,6 +84,7 @@ func TestAttendForeign(t *testing.T) {
 	}{
 		{"reaped", "exit 42", "wait", 42}, {"reaped success", "exit 0", "wait", 0}, {"reaped signal", suicide, "wait", 137},
 		{"orphan", "exit 42", "exit", 42}, {"orphan signal", suicide, "exit", 137},
+		{"zombie", "exit 42", keepsZombies, 42}, {"zombie signal", suicide, keepsZombies, 137},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			pid, pidfd, end := grandchild(t, tt.how, tt.after)
@@ -92,7 +104,7 @@ func TestAttendForeign(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tt.after == "wait" && s.Unknown && s.Code() == 255 && !exitInfo(t) {
+			if tt.after != keepsZombies && s.Unknown && s.Code() == 255 && !exitInfo(t) {
 				return // nothing else can be known
 			}
 			if s.Unknown || s.Code() != tt.code {
