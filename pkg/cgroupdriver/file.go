@@ -70,10 +70,13 @@ func open(p string, flags int) (int, error) {
 	}
 }
 
+// writeFlags are for files of the kernel, whose truncation would only take a lock of all cgroups.
+var writeFlags = unix.O_WRONLY
+
 // write writes value in one write(2), as the kernel takes these files. Errors say what an operator can do.
 func write(dir, file, value string) error {
 	p := dir + "/" + file
-	fd, err := open(p, unix.O_WRONLY|unix.O_TRUNC)
+	fd, err := open(p, writeFlags)
 	if errors.Is(err, unix.ENOENT) {
 		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s: %w: %w", dir, errGone, errdefs.ErrNotFound)

@@ -16,6 +16,8 @@ import (
 // fake is a v2 tree of plain files: this shows what is read and written, not what the kernel makes of it.
 func fake(t *testing.T, files map[string]string) *cgroupfs {
 	t.Helper()
+	writeFlags |= os.O_TRUNC // plain files
+	t.Cleanup(func() { writeFlags &^= os.O_TRUNC })
 	root := t.TempDir()
 	for name, text := range files {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {

@@ -273,7 +273,7 @@ func (c *Client) Version(ctx context.Context) (v Version, err error) {
 // Create builds a container. When ctx ends first, the container may come into being all the same; it is then listed and
 // can be deleted. ErrAlreadyExists for an id that is in use.
 func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err error) {
-	err = c.call(ctx, kindCreate, req, &st)
+	err = c.call(ctx, kindCreate, req.lean(), &st)
 	if errors.Is(err, errRepeated) && errdefs.IsAlreadyExists(err) { // by the first try
 		return c.State(ctx, req.ID)
 	}

@@ -40,13 +40,15 @@ func (b *builder) devices() error {
 		return err
 	}
 	defer unix.Close(fd)
+	var st unix.Stat_t
+	fresh := unix.Fstat(fd, &st) == nil && st.Mode&unix.S_ISGID == 0
 	spec := map[string]bool{}
 	for _, d := range b.spec.Linux.Devices {
 		spec[path.Clean("/"+d.Path)] = true
 	}
 	for _, d := range defaultDevices {
 		if !spec[d.Path] {
-			if err := b.deviceIn(fd, d); err != nil {
+			if err := b.deviceIn(fd, d, fresh); err != nil {
 				return err
 			}
 		}
@@ -72,12 +74,15 @@ func (b *builder) devices() error {
 
 // devDir opens /dev, which must not be a link of the image's making.
 func (b *builder) devDir() (int, error) {
-	closeMe, err := ensure(b.root, "/dev", true)
-	if err != nil {
-		return -1, classify(err)
-	}
-	unix.Close(closeMe)
 	fd, err := inRoot(b.root, "/dev", unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+	if errors.Is(err, unix.ENOENT) {
+		closeMe, missing := ensure(b.root, "/dev", true)
+		if missing != nil {
+			return -1, classify(missing)
+		}
+		unix.Close(closeMe)
+		fd, err = inRoot(b.root, "/dev", unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+	}
 	if err != nil {
 		return -1, fmt.Errorf("/dev in the image is no plain directory (%w): %w", err, errdefs.ErrPermissionDenied)
 	}
@@ -96,11 +101,11 @@ func (b *builder) device(d specs.LinuxDevice) error {
 	if fs := fsMagic(parent); fs == unix.PROC_SUPER_MAGIC || fs == unix.SYSFS_MAGIC {
 		return invalid("%s is inside of proc or sysfs", d.Path)
 	}
-	return b.deviceIn(parent, d)
+	return b.deviceIn(parent, d, false)
 }
 
-// deviceIn makes a node in its directory.
-func (b *builder) deviceIn(parent int, d specs.LinuxDevice) error {
+// deviceIn makes a node in its directory; fresh: what is made there is root's.
+func (b *builder) deviceIn(parent int, d specs.LinuxDevice, fresh bool) error {
 	kind, ok := deviceKind[d.Type]
 	if !ok {
 		return invalid("%s: unknown type %q", d.Path, d.Type)
@@ -127,6 +132,7 @@ func (b *builder) deviceIn(parent int, d specs.LinuxDevice) error {
 	rdev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	err = b.node(parent, path.Base(p), kind, mode, rdev)
 	switch {
+	case err == nil && fresh && uid|gid == 0 && !b.ns.own(unix.CLONE_NEWUSER): // as it is
 	case err == nil:
 		err = unix.Fchownat(parent, path.Base(p), int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
 	case errors.Is(err, unix.EPERM) && kind != unix.S_IFIFO:

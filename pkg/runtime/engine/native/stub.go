@@ -269,14 +269,21 @@ func (s *stub) dir() (*os.File, error) {
 	return nil, errStubDied
 }
 
-// write writes to a file of the stub's proc directory.
+// write writes to a file of the stub's proc directory; see dir.
 func (s *stub) write(name, value string) error {
-	d, err := s.dir()
+	f, err := openAt(s.engine.proc, strconv.Itoa(s.child.Pid())+"/"+name, unix.O_WRONLY)
+	if errors.Is(err, unix.ENOENT) {
+		return errStubDied
+	}
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return writeAt(d, name, value)
+	defer f.Close()
+	if unix.PidfdSendSignal(s.pidfd, 0, nil, 0) != nil {
+		return errStubDied
+	}
+	_, err = f.WriteString(value)
+	return err
 }
 
 // namespaceFD opens one of the stub's namespaces: by ioctl since Linux 6.11, else through proc.

@@ -54,31 +54,44 @@ func ensureLinks(root int, p string, dir bool, links int) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(d)
-	if target, ok := readlink(d, name); ok {
-		if links == 0 {
-			return -1, unix.ELOOP
-		}
-		if !path.IsAbs(target) {
-			target = parent + "/" + target
-		}
-		return ensureLinks(root, target, dir, links-1)
+	err = mk(d, name, dir)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, fmt.Errorf("make %s: %w", name, err)
 	}
-	return create(d, name, dir)
+	if err != nil {
+		if target, ok := readlink(d, name); ok {
+			if links == 0 {
+				return -1, unix.ELOOP
+			}
+			if !path.IsAbs(target) {
+				target = parent + "/" + target
+			}
+			return ensureLinks(root, target, dir, links-1)
+		}
+	}
+	return openMade(d, name, dir)
+}
+
+// mk makes a directory or an empty file.
+func mk(d int, name string, dir bool) error {
+	if dir {
+		return unix.Mkdirat(d, name, 0o755)
+	}
+	return unix.Mknodat(d, name, unix.S_IFREG|0o644, 0)
 }
 
 // create makes name in the directory d, or takes what somebody else has just made there, if it is of the same kind.
 func create(d int, name string, dir bool) (int, error) {
+	if err := mk(d, name, dir); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, fmt.Errorf("make %s: %w", name, err)
+	}
+	return openMade(d, name, dir)
+}
+
+func openMade(d int, name string, dir bool) (int, error) {
 	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if dir {
 		flags |= unix.O_DIRECTORY
-		if err := unix.Mkdirat(d, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-			return -1, fmt.Errorf("mkdir %s: %w", name, err)
-		}
-	} else {
-		err := unix.Mknodat(d, name, unix.S_IFREG|0o644, 0)
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return -1, fmt.Errorf("create %s: %w", name, err)
-		}
 	}
 	return unix.Openat(d, name, flags, 0)
 }
