@@ -168,14 +168,20 @@ func (r *Reaper) Close() {
 // with each other and with reaping: a child that ends before its pid is known here is found among the unclaimed exits
 // that came after the fork began (a pid can't come round again in that time).
 func (r *Reaper) Fork(fork func() (pid int, err error)) (*Child, error) {
-	r.mu.Lock()
-	before := r.seq
-	r.mu.Unlock()
+	forked := r.Expect()
 	pid, err := fork()
 	if err != nil {
 		return nil, err
 	}
-	return r.register(pid, before), nil
+	return forked(pid), nil
+}
+
+// Expect is the beginning of a Fork whose pid becomes known later: then forked registers the child.
+func (r *Reaper) Expect() (forked func(pid int) *Child) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.seq
+	return func(pid int) *Child { return r.register(pid, before) }
 }
 
 // Adopt registers a process that became our child without Fork: forked with CLONE_PARENT by a child, or orphaned to us

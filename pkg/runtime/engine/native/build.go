@@ -21,6 +21,7 @@ type builder struct {
 	config  *engine.Config
 	spec    *specs.Spec
 	ns      *namespaces
+	forking *forking // since launch
 	stub    *stub
 	release func()
 	id      *identity // of the container's process
@@ -47,14 +48,14 @@ type builder struct {
 
 // build changes the thread that it runs on. On error the stub, if there is one, is for the caller to kill.
 func (b *builder) build() (err error) {
-	defer b.close()
-	// For a working directory of its own; besides, setns(2) of a mount namespace is EINVAL without.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("unshare: %w", err)
-	}
-	if err := b.openSources(); err != nil {
-		return err
-	}
+	defer func() {
+		if b.release != nil {
+			b.release()
+		}
+		if err != nil {
+			b.close()
+		}
+	}()
 	if err := b.spawn(); err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (b *builder) build() (err error) {
 	}{
 		{"root", b.attachRoot}, {"", b.mountAll}, {"devices", b.devices}, {"terminal", b.console}, {"cwd", b.workdir},
 		{"", b.createHooks}, {"masked path", b.mask}, {"read-only path", b.readOnly}, {"sysctl", b.sysctl},
-		{"pivot", b.pivot}, {"", b.prepare}, {"", b.settled},
+		{"pivot", b.pivot}, {"", b.prepare}, {"", b.placed},
 	} {
 		if err := b.advance(); err != nil {
 			return err
@@ -98,16 +99,16 @@ func (b *builder) build() (err error) {
 
 // leave moves the thread back to where it was before enter, and tells whether it is fit for the next container.
 func (b *builder) leave() bool {
-	return b.same && unix.Setns(int(b.engine.self.Fd()), int(b.entered())) == nil &&
+	back := b.same && unix.Setns(int(b.engine.self.Fd()), int(b.entered())) == nil &&
 		unix.Fchdir(int(b.engine.home.Fd())) == nil && unix.Chroot(".") == nil && unix.Umask(b.umask) == 0
+	b.close()
+	return back
 }
 
 func (b *builder) close() {
-	if b.release != nil {
-		b.release()
-	}
 	for _, m := range b.mounts {
 		closeFD(m.source)
+		m.source = -1
 	}
 	b.closePlace()
 	for _, fd := range b.readOnlyLater {
@@ -122,6 +123,8 @@ func (b *builder) close() {
 	closeFD(b.nullClone)
 	closeFD(b.emptyClone)
 	closeFD(b.root)
+	b.mounts, b.readOnlyLater, b.helpers, b.userNS = nil, nil, nil, nil
+	b.nullClone, b.emptyClone, b.root = -1, -1, -1
 }
 
 // closePlace closes what is left of the place, if it has come yet.

@@ -43,6 +43,7 @@ type pending struct {
 	// unprepared: the stub was forked by an engine that did not prepare stubs, and needs spec and filter. top: the root lies
 	// over that of the stub, see builder.nested.
 	unprepared, top bool
+	failed          error // what the stub could not prepare
 }
 
 func (b *builder) pending() *pending {
@@ -152,6 +153,11 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 	}
 	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, id: id, ns: ns, root: -1, nullClone: -1, emptyClone: -1,
 		places: make(chan *place, 1)}
+	if !b.bornInto() {
+		if err := b.launch(); err != nil {
+			return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
+		}
+	}
 	done := e.threads.start(b.build, b.leave)
 	b.places <- b.openPlace()
 	if err := <-done; err != nil {
@@ -205,6 +211,9 @@ func (c *container) Start(ctx context.Context) error {
 func (c *container) start(ctx context.Context, p *pending) error {
 	if err := c.startHooks(ctx, p); err != nil {
 		return err
+	}
+	if p.failed != nil {
+		return p.failed
 	}
 	s := p.stub
 	defer s.guard(ctx)()

@@ -100,7 +100,6 @@ func TestCreateLeavesNothing(t *testing.T) {
 			c.Rootfs.Lower = []string{"/no/such/layer"}
 			lateCgroup(c, func() error { return nil })
 		},
-		"label": func(c *engine.Config) { c.Spec.Process.SelinuxLabel = "no\nlabel" },
 		"fs": func(c *engine.Config) {
 			c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/x", Type: "nosuchfs"})
 		},

@@ -215,8 +215,12 @@ func (s *stub) become(id *identity) error {
 
 // run is become for a stub that is prepared.
 func (s *stub) run(name string) error {
-	if err := s.order(opGo, 0, nil); err != nil {
-		return classify(err)
+	sent := s.order(opGo, 0, nil)
+	if err := s.settled(); err != nil { // that is why, should the order have failed too
+		return err
+	}
+	if sent != nil {
+		return classify(sent)
 	}
 	return s.executed(name)
 }

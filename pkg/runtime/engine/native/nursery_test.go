@@ -38,7 +38,10 @@ func TestNurserySeesNothing(t *testing.T) {
 	if m := mounts(t, nursery); len(m) != 1 || !strings.Contains(m[0], " / / ro,") {
 		t.Errorf("mounts: %q", m)
 	}
-	// A stub that waits is in its container's root.
+	// A stub that waits, and is prepared, is in its container's root.
+	if _, err := ct.Save(); err != nil {
+		t.Fatal(err)
+	}
 	var is, want unix.Stat_t
 	pid := ct.Process().Pid()
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/root/bin/busybox", pid), &is); err != nil {

@@ -134,6 +134,15 @@ func (b *builder) join(wait bool) error {
 	}, opJoin, unshare, nil, b.place.files...)
 }
 
+// placed waits until the stub is in its cgroup and namespaces. That it is prepared need not be waited for: Start, or Save,
+// learns of it.
+func (b *builder) placed() error {
+	if err := b.join(true); err != nil {
+		return err
+	}
+	return b.stub.settledBut(1)
+}
+
 // settled waits until the stub is in its cgroup and namespaces.
 func (b *builder) settled() error {
 	if err := b.join(true); err != nil {

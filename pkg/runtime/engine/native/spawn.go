@@ -20,8 +20,8 @@ func (b *builder) twoStep() bool {
 	return b.ns.own(unix.CLONE_NEWUSER) || b.ns.own(unix.CLONE_NEWTIME) || b.ns.joined[unix.CLONE_NEWPID] != nil
 }
 
-// spawn forks the container's stub into its namespaces, and into its cgroup as far as clone3(2) can do that.
-func (b *builder) spawn() (err error) {
+// launch orders the fork of the container's stub into its namespaces, and into its cgroup as far as clone3(2) can do that.
+func (b *builder) launch() (err error) {
 	l := launch{clone: b.ns.made & clonable}
 	l.stdio[0], l.stdio[1], l.stdio[2] = b.config.Stdin, b.config.Stdout, b.config.Stderr
 	cg := b.config.Cgroup
@@ -31,21 +31,16 @@ func (b *builder) spawn() (err error) {
 	if cg == nil || len(cg.V1) == 0 {
 		l.unshare = b.ns.made & unix.CLONE_NEWCGROUP
 	}
-	twoStep := b.twoStep()
-	if twoStep {
+	if b.twoStep() {
 		l.clone, l.unshare = 0, 0
-	}
-	if !b.ns.own(unix.CLONE_NEWUSER) {
-		l.meanwhile = b.openRoot
 	}
 	if !b.nested() && b.ns.made&unix.CLONE_NEWNS != 0 { // as a copy of the engine's
 		home, err := b.engine.mountNS()
 		if err != nil {
 			return err
 		}
-		defer unix.Close(home)
-		l.joins = append(l.joins, home)
-		if !twoStep {
+		l.joins, l.closing = append(l.joins, home), append(l.closing, home)
+		if !b.twoStep() {
 			l.clone, l.unshare = l.clone&^unix.CLONE_NEWNS, l.unshare|unix.CLONE_NEWNS
 		}
 	}
@@ -55,22 +50,33 @@ func (b *builder) spawn() (err error) {
 			l.joins = append(l.joins, int(f.Fd()))
 		}
 	}
-	if cg != nil && len(cg.V1) == 0 { // it must be there
-		if l.meanwhile != nil {
-			if err := l.meanwhile(); err != nil {
-				return err
-			}
-			l.meanwhile = nil
+	b.forking, err = b.engine.beginFork(l)
+	return err
+}
+
+// bornInto tells whether the stub is to be forked into a cgroup that need not be there from the beginning.
+func (b *builder) bornInto() bool { return b.config.Cgroup != nil && len(b.config.Cgroup.V1) == 0 }
+
+// spawn takes over the container's stub, and brings it to where it stays.
+func (b *builder) spawn() (err error) {
+	meanwhile := b.beforehand
+	if b.forking == nil {
+		if err := b.beforehand(); err != nil {
+			return err
 		}
 		if err := b.awaitPlace(); err != nil {
 			return err
 		}
+		if err := b.launch(); err != nil {
+			return err
+		}
+		meanwhile = nil
 	}
-	if b.stub, err = b.engine.fork(l); err != nil {
+	if b.stub, err = b.forking.finish(meanwhile); err != nil {
 		return err
 	}
 	b.release = b.stub.guard(b.ctx)
-	if !twoStep {
+	if !b.twoStep() {
 		return nil
 	}
 	if err := b.settled(); err != nil {
@@ -85,6 +91,21 @@ func (b *builder) spawn() (err error) {
 		}
 	}
 	return nil
+}
+
+// beforehand does what needs no stub.
+func (b *builder) beforehand() error {
+	// For a working directory of its own; besides, setns(2) of a mount namespace is EINVAL without.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := b.openSources(); err != nil {
+		return err
+	}
+	if b.ns.own(unix.CLONE_NEWUSER) { // its layers are mapped
+		return nil
+	}
+	return b.openRoot()
 }
 
 // nested tells whether the container's mount namespace begins with the nursery's empty file system, and its root is

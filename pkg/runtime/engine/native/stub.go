@@ -44,33 +44,50 @@ type launch struct {
 	join           uintptr     // 0: whatever joins are
 	stdio          [3]*os.File // nil: /dev/null
 	affinity       string      // the CPUs that it begins on; "": any
-	// meanwhile, unless nil, is called while the kernel forks.
-	meanwhile func() error
+	closing        []int       // to be closed when all is done
+}
+
+// forking is a stub that the nursery has the order to fork.
+type forking struct {
+	engine       *Engine
+	launch       launch
+	fds, closing []int
+	tasks        []string
+	stub         *stub
+	forked       func(pid int) *reaper.Child
 }
 
 // fork starts a stub. It answers with settled before anything else.
-func (e *Engine) fork(l launch) (_ *stub, err error) {
-	var fds, closing []int
+func (e *Engine) fork(l launch) (*stub, error) {
+	f, err := e.beginFork(l)
+	if err != nil {
+		return nil, err
+	}
+	return f.finish(nil)
+}
+
+// beginFork begins with fork; finish must follow.
+func (e *Engine) beginFork(l launch) (_ *forking, err error) {
+	f := &forking{engine: e, launch: l, closing: l.closing}
 	defer func() {
-		for _, fd := range closing {
-			unix.Close(fd)
+		if err != nil {
+			f.close()
 		}
 	}()
 	null := -1
-	for _, f := range l.stdio {
-		if f != nil {
-			fds = append(fds, int(f.Fd()))
+	for _, file := range l.stdio {
+		if file != nil {
+			f.fds = append(f.fds, int(file.Fd()))
 			continue
 		}
 		if null < 0 {
 			if null, err = e.reopen(int(e.stdin.Fd()), unix.O_RDWR); err != nil {
 				return nil, fmt.Errorf("%s: %w", os.DevNull, err)
 			}
-			closing = append(closing, null)
+			f.closing = append(f.closing, null)
 		}
-		fds = append(fds, null)
+		f.fds = append(f.fds, null)
 	}
-	var tasks []string
 	if cg := l.cgroup; cg != nil {
 		// A cgroup2 directory for CLONE_INTO_CGROUP, Linux 5.7.
 		if cg.Unified != "" {
@@ -78,28 +95,67 @@ func (e *Engine) fork(l launch) (_ *stub, err error) {
 			if err != nil {
 				return nil, fmt.Errorf("cgroup %s: %w", cg.Unified, classify(err))
 			}
-			fds, closing = append(fds, fd), append(closing, fd)
+			f.fds, f.closing = append(f.fds, fd), append(f.closing, fd)
 		}
 		files, dirs, err := openTasks(cg)
-		closing = append(closing, files...)
+		f.closing = append(f.closing, files...)
 		if err != nil {
 			return nil, err
 		}
-		fds, tasks = append(fds, files...), dirs
+		f.fds, f.tasks = append(f.fds, files...), dirs
 	}
-	fds = append(fds, l.joins...)
-	for try := 0; ; try++ {
-		s := &stub{engine: e, pidfd: -1, launch: l, tasks: tasks}
-		s.awaited = append(s.awaited, s.launched)
-		err := s.fork(fds)
-		if err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, errStubDied) || try > 0 {
+	f.fds = append(f.fds, l.joins...)
+	return f, f.order()
+}
+
+// order gives the nursery its order, with the descriptors that follow the stub's socket.
+func (f *forking) order() error {
+	c, theirs, err := pair()
+	if err != nil {
+		return err
+	}
+	f.stub = &stub{conn: c, engine: f.engine, pidfd: -1, launch: f.launch, tasks: f.tasks}
+	f.stub.awaited = append(f.stub.awaited, f.stub.launched)
+	f.forked = f.engine.reaper.Expect()
+	if err := f.engine.nursery.spawn(f.stub, append([]int{theirs}, f.fds...)); err != nil {
+		f.stub.conn.close()
+		return fmt.Errorf("fork: %w", err)
+	}
+	return nil
+}
+
+// finish takes over what was forked. meanwhile, unless nil, is called before it waits; with its error there is no stub.
+func (f *forking) finish(meanwhile func() error) (*stub, error) {
+	defer f.close()
+	var other error
+	if meanwhile != nil {
+		other = meanwhile()
+	}
+	pid, err := f.stub.spawned()
+	if errors.Is(err, errStubDied) && other == nil { // the nursery was killed before it forked: once more, with another
+		f.stub.conn.close()
+		if err := f.order(); err != nil {
 			return nil, err
 		}
-		l.meanwhile = nil // the nursery was killed before it forked: once more, with another
+		pid, err = f.stub.spawned()
 	}
+	if err != nil {
+		f.stub.conn.close()
+		return nil, errors.Join(other, fmt.Errorf("fork: %w", err))
+	}
+	f.stub.child = f.forked(pid)
+	if other != nil {
+		f.stub.kill()
+		return nil, other
+	}
+	return f.stub, nil
+}
+
+func (f *forking) close() {
+	for _, fd := range f.closing {
+		closeFD(fd)
+	}
+	f.closing = nil
 }
 
 // openTasks opens the files by which a stub joins v1 hierarchies, and tells of which directories they are. It joins them
@@ -114,33 +170,6 @@ func openTasks(cg *engine.Cgroup) (files []int, dirs []string, err error) {
 		files, dirs = append(files, fd), append(dirs, dir)
 	}
 	return files, dirs, nil
-}
-
-// fork gives the nursery its order, with the descriptors that follow the stub's socket, and takes the child over.
-func (s *stub) fork(fds []int) error {
-	c, theirs, err := pair()
-	if err != nil {
-		return err
-	}
-	s.conn = c
-	var other error
-	s.child, err = s.engine.reaper.Fork(func() (int, error) {
-		if err := s.engine.nursery.spawn(s, append([]int{theirs}, fds...)); err != nil {
-			return 0, err
-		}
-		if s.launch.meanwhile != nil {
-			other = s.launch.meanwhile()
-		}
-		return s.spawned()
-	})
-	if err != nil {
-		s.conn.close()
-		return fmt.Errorf("fork: %w", err)
-	}
-	if other != nil {
-		s.kill()
-	}
-	return other
 }
 
 // spawned waits for the nursery's word on the fork, and returns the pid. The second time it only tells it again.
@@ -170,8 +199,11 @@ func (s *stub) ask(heard func(at int, err error) error, op uint32, a uint64, pay
 }
 
 // settled waits for all answers that are still to come, first of all for that to the stub's launch.
-func (s *stub) settled() error {
-	for len(s.awaited) > 0 {
+func (s *stub) settled() error { return s.settledBut(0) }
+
+// settledBut leaves the last answers to come.
+func (s *stub) settledBut(last int) error {
+	for len(s.awaited) > last {
 		heard := s.awaited[0]
 		s.awaited = s.awaited[1:]
 		var at int

@@ -19,7 +19,8 @@ type threads struct {
 	all    sync.WaitGroup
 }
 
-// job is what a thread is to do. The thread may be used again if clean returns true.
+// job is what a thread is to do. The thread may be used again if clean returns true. Who waits for f goes on when it has
+// succeeded, or when clean has returned.
 type job struct {
 	f     func() error
 	clean func() bool
@@ -58,8 +59,13 @@ func (t *threads) work(j job) {
 	jobs := make(chan job)
 	for ok := true; ok; j, ok = <-jobs {
 		err := j.f()
+		if err == nil { // nobody needs to wait for the rest
+			j.done <- nil
+		}
 		keep := j.clean() && t.keep(jobs)
-		j.done <- err
+		if err != nil {
+			j.done <- err
+		}
 		if !keep {
 			return
 		}
