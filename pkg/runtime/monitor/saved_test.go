@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"reflect"
 	"testing"
@@ -142,7 +143,8 @@ func TestHeaders(t *testing.T) {
 	}{
 		"this version":   {`{"version":1,"build":"v1"}`, func(err error) bool { return err == nil }},
 		"unknown fields": {`{"version":1,"build":"v1","since":[1,{}]}`, func(err error) bool { return err == nil }},
-		"newer":          {`{"version":2,"build":"v9"}`, errdefs.IsNotImplemented},
+		"the newest":     {fmt.Sprintf(`{"version":%d}`, savedVersion), func(err error) bool { return err == nil }},
+		"newer":          {fmt.Sprintf(`{"version":%d,"build":"v9"}`, savedVersion+1), errdefs.IsNotImplemented},
 		"older than all": {`{"version":0}`, errdefs.IsNotImplemented},
 		"none":           {`{}`, errdefs.IsNotImplemented},
 		"garbage":        {`{"version":"x"}`, errdefs.IsDataLoss},

@@ -156,8 +156,12 @@ func (s *Server) upgrade(program *os.File) error {
 		return fmt.Errorf("upgrade: %w", err)
 	}
 	defer copied.Close()
-	if err := s.ask(ctx, copied, savedVersionMin); err != nil { // before all stands still
-		return err
+	// Asked before all stands still: from then on nobody hears of the end of a process, that of a check neither.
+	accepts := savedVersion
+	if err := s.ask(ctx, copied, accepts); err != nil {
+		if accepts = savedVersionMin; s.ask(ctx, copied, accepts) != nil {
+			return err
+		}
 	}
 	thaw, err := s.freeze(ctx)
 	if err != nil {
@@ -168,10 +172,9 @@ func (s *Server) upgrade(program *os.File) error {
 	if err != nil {
 		return fmt.Errorf("upgrade: %w", err)
 	}
-	if v.Version > savedVersionMin {
-		if err := s.ask(ctx, copied, v.Version); err != nil {
-			return err
-		}
+	if v.Version > accepts {
+		return fmt.Errorf("upgrade: the new program goes on with states up to version %d, there is one of version %d now: %w",
+			accepts, v.Version, errdefs.ErrNotImplemented)
 	}
 	state, err := writeState(v)
 	if err != nil {
