@@ -220,3 +220,47 @@ func TestPrepared(t *testing.T) {
 		t.Error("after its removal")
 	}
 }
+
+// TestTakeSocket: the socket that Create opens is in the namespace, is handed out once, and goes with the namespace otherwise.
+func TestTakeSocket(t *testing.T) {
+	testns.Root(t)
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := open()
+	for _, take := range []bool{true, false} {
+		path, err := Create("/run/netns", "cri-socket")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if take {
+			fd := TakeSocket(path)
+			var own, in unix.Stat_t
+			ns, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if unix.Fstat(ns, &own) != nil || unix.Stat(path, &in) != nil || own.Ino != in.Ino {
+				t.Errorf("the socket is in namespace %d, not in %d", own.Ino, in.Ino)
+			}
+			if again := TakeSocket(path); again >= 0 {
+				t.Errorf("handed out again: %d", again)
+			}
+			unix.Close(ns)
+			unix.Close(fd)
+		}
+		if err := Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if fd := TakeSocket(path); fd >= 0 {
+			t.Error("of a namespace that is gone")
+		}
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}

@@ -1,0 +1,116 @@
+package network
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+)
+
+var (
+	lastByte  = regexp.MustCompile(`10\.99\.0\.[0-9]+|fd99::[0-9a-f]+`)
+	podName   = regexp.MustCompile(`"(pod|uid-)[0-9]+"`)
+	operState = regexp.MustCompile(`"operstate":"[A-Z]+"`) // it comes by itself, later
+)
+
+// Plugins that run in process without libcni between them leave the same as with it: result, cached result, links, addresses,
+// routes, sysctls; by the namespace's own socket as by entering it.
+func TestChainIsLibcni(t *testing.T) {
+	const plugins = `{"type":"bridge","bridge":"ref0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.99.0.0/24"}]IP6],"routes":[{"dst":"0.0.0.0/0"},{"dst":"198.51.100.0/24","gw":"10.99.0.1"}IP6ROUTE]}},` +
+		`{"type":"loopback"},{"type":"portmap","capabilities":{"portMappings":true}}`
+	for name, tt := range map[string]struct {
+		version, ranges, routes string
+	}{
+		"IPv4":        {version: "1.0.0"},
+		"old version": {version: "0.3.1"},
+		"dual stack":  {version: "1.1.0", ranges: `,[{"subnet":"fd99::/64"}]`, routes: `,{"dst":"::/0"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ModeAuto)
+			n.conf(t, "10.conflist", tt.version, strings.NewReplacer("IP6ROUTE", tt.routes, "IP6", tt.ranges).Replace(plugins))
+			see := func(libcni, entered bool) map[string]any {
+				n.conf(t, "10.conflist", tt.version, strings.NewReplacer("IP6ROUTE", tt.routes, "IP6", tt.ranges).Replace(plugins))
+				list, err := n.list()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if libcni {
+					list.compile.Do(func() {}) // and so never compiled
+				}
+				p := newPod(t)
+				p.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}}
+				if entered {
+					if fd := netns.TakeSocket(p.NetNS); fd < 0 {
+						t.Fatal("no socket")
+					} else if err := os.NewFile(uintptr(fd), "socket").Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				r := n.attach(t, p)
+				if got := list.compiled != nil; got == libcni {
+					t.Fatalf("in process: %v", got)
+				}
+				if netns.TakeSocket(p.NetNS) >= 0 && !strings.Contains(tt.ranges, ":") {
+					t.Error("the socket was not used")
+				}
+				defer n.detach(t, p)
+				return look(t, n, p, r)
+			}
+			want := see(true, true)
+			for what, got := range map[string]map[string]any{"by a socket": see(false, false), "entered": see(false, true)} {
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%s: %s", what, diff)
+				}
+			}
+		})
+	}
+}
+
+// look is all that an attachment is, but for what differs between any two.
+func look(t *testing.T, n *node, p Pod, r *Result) map[string]any {
+	t.Helper()
+	same := func(s string) any {
+		for from, to := range map[string]string{p.ID: "ID", r.HostInterface: "VETH"} {
+			s = strings.ReplaceAll(s, from, to)
+		}
+		s = operState.ReplaceAllString(s, `"operstate":""`)
+		s = podName.ReplaceAllString(lastByte.ReplaceAllString(s, "ADDRESS"), `"NAME"`)
+		return decode(t, anonymous(s))
+	}
+	files, err := filepath.Glob(n.cfg.CacheDir + "/results/*" + p.ID + "*")
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	cached, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result Result
+	if err := json.Unmarshal(raw, &result); err != nil {
+		t.Fatal(err)
+	}
+	// The carrier, and with it the link-local address, comes by itself, a moment later.
+	for deadline := time.Now().Add(10 * time.Second); inNS(t, p.NetNS, "ip", "-6", "addr", "show", "dev", "eth0", "scope", "link") == "" && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	see := map[string]any{"cached": same(string(cached)), "raw": same(string(result.Raw)), "interface": r.Interface,
+		"host interface": anonymous(r.HostInterface), "network": r.Network, "addresses": len(r.IPs), "IPv4": r.IPs[0].Is4() && r.IPs[0] != netip.Addr{},
+		"pod": same(inNS(t, p.NetNS, "ip", "-j", "-d", "addr")), "routes": same(inNS(t, p.NetNS, "ip", "-j", "route")),
+		"routes 6": same(inNS(t, p.NetNS, "ip", "-j", "-6", "route")), "bridge": same(run(t, "ip", "-j", "addr", "show", "ref0"))}
+	for _, s := range []string{"ipv6/conf/eth0/accept_dad", "ipv4/conf/eth0/arp_notify", "ipv6/conf/lo/disable_ipv6"} {
+		see[s] = inNS(t, p.NetNS, "cat", "/proc/sys/net/"+s)
+	}
+	return see
+}
