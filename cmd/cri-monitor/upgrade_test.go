@@ -286,6 +286,29 @@ func (l *load) stalls() {
 	l.t.Logf("longest upgrade: %v", longest)
 }
 
+// TestUpgradeOfCreated: a container that waits for its start does so in the next program.
+func TestUpgradeOfCreated(t *testing.T) {
+	n := newNode(t)
+	req := n.request("waits", "exit 9")
+	if _, err := n.Create(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if v, err := n.Upgrade(ctx, n.cfg.Path); err != nil || v.Pid != n.pid {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	if _, err := n.Start(ctx, "waits"); err != nil {
+		t.Fatal(err)
+	}
+	if st := n.stopped("waits"); st.ExitCode != 9 || st.ExitUnknown {
+		t.Errorf("%+v", st)
+	}
+	if err := n.Delete(ctx, "waits"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestUpgradeRefused: whatever is wrong with the new program, the old one goes on.
 func TestUpgradeRefused(t *testing.T) {
 	n := newNode(t)

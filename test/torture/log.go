@@ -21,6 +21,8 @@ type logReader struct {
 	lines [2]int64
 	tail  bool // stream.Tail was there
 	bytes int64
+	// handler is the OCI runtime, whose own words are in a container's log if it could not make it: it has its stderr then.
+	handler string
 }
 
 // checkLog checks the log of a container that has ended: it holds every line whose write(2) has returned, and nothing
@@ -31,7 +33,7 @@ func (w *worker) checkLog(c *container) error {
 		return err
 	}
 	defer count.Close()
-	r := &logReader{seed: c.seed}
+	r := &logReader{seed: c.seed, handler: c.pod.handler}
 	log := filepath.Join(c.pod.dir, c.config.LogPath)
 	for i := range c.rotated {
 		if err := r.file(fmt.Sprintf("%s.%d", log, i)); err != nil {
@@ -86,6 +88,9 @@ func (r *logReader) record(b []byte) error {
 		return fmt.Errorf("is behind one of %s", r.last)
 	}
 	r.last = string(f[0])
+	if r.handler != "" && which == stream.Stderr && bytes.HasPrefix(f[3], []byte(r.handler+" create failed: ")) {
+		return nil
+	}
 	r.bytes += int64(len(f[3]))
 	part := append(r.parts[which], f[3]...)
 	if f[2][0] == 'P' {

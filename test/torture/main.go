@@ -1,7 +1,7 @@
 // Command torture runs pods on a test node while their runtime is killed again and again, and compares what cri-server
 // says with what is there:
 //
-//	torture [-seed N] [-for 10m] [-kills N] [-workers 4] [-unit] [-faults] [-errors]
+//	torture [-seed N] [-for 10m] [-kills N] [-workers 4] [-unit] [-faults] [-errors] [-handlers runc,crun]
 //
 // Workers make, use and remove pods at random and repeat each call until it is acknowledged; what was acknowledged is the
 // model. Each container writes two numbered streams (package stream) and ends with a status that is known in advance. A
@@ -22,8 +22,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -43,6 +45,7 @@ type options struct {
 	repo, keep   string
 	result       string
 	points       string
+	handlers     string
 	writer       string
 }
 
@@ -58,6 +61,7 @@ func main() {
 	flag.StringVar(&o.repo, "repo", ".", "where bin and .cache are")
 	flag.StringVar(&o.keep, "keep", os.TempDir(), "where a failed run's files are kept")
 	flag.StringVar(&o.writer, "writer", "bin/writer", "the `program` for the containers (test/torture/writer)")
+	flag.StringVar(&o.handlers, "handlers", "runc", "`names` of OCI runtimes that pods use too; crun has the machine's cgroup2 hidden if it is a hybrid one")
 	flag.StringVar(&o.points, "points", "", "append a line for each fault point at which a program died to this `file` (test/torture/points)")
 	flag.StringVar(&o.result, "result", "", "append the figures, as a line of JSON, to this `file`")
 	flag.Parse()
@@ -71,6 +75,12 @@ func main() {
 	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if strings.Contains(o.handlers, "crun") {
+		if err := testnode.HideUnified(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	if err := run(&o); err != nil {
 		fmt.Fprintf(os.Stderr, "torture: seed %d: %v\n", o.seed, err)
@@ -88,6 +98,8 @@ type torture struct {
 	monitor string // the program
 	model   *model
 	killer  *rand.Rand
+	// handlers are those of pods, "" among them.
+	handlers []string
 
 	steps sync.RWMutex // workers hold it for a step; who holds it alone has them rest
 	tally tally
@@ -125,7 +137,7 @@ func run(o *options) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	node := testnode.Options{Repo: repo, Cgroup: t.cgroup(), Dir: dir, Faults: o.faults}
+	node := testnode.Options{Repo: repo, Cgroup: t.cgroup(), Dir: dir, Faults: o.faults, Config: t.runtimes()}
 	if t.monitor = filepath.Join(repo, "bin", "cri-monitor"); o.faults {
 		t.monitor = filepath.Join(repo, ".cache", "faults", "cri-monitor")
 		t.faults = filepath.Join(dir, "faults")
@@ -144,6 +156,18 @@ func run(o *options) (err error) {
 	}
 	t.report(err)
 	return errors.Join(err, t.takeDown(err == nil))
+}
+
+// runtimes looks for the OCI runtimes and returns the configuration for them.
+func (t *torture) runtimes() (config string) {
+	t.handlers = []string{"", "", ""}
+	for name := range strings.FieldsFuncSeq(t.o.handlers, func(r rune) bool { return r == ',' }) {
+		if path, err := exec.LookPath(name); err == nil {
+			config += fmt.Sprintf("[runtimes.%s]\nengine = \"oci\"\npath = %q\n", name, path)
+			t.handlers = append(t.handlers, name)
+		}
+	}
+	return config
 }
 
 func (t *torture) bringUp(ctx context.Context, node testnode.Options) (err error) {

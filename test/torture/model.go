@@ -20,12 +20,13 @@ const (
 
 // pod is a pod of one worker, which alone changes it; who else reads it holds the model's lock.
 type pod struct {
-	name   string
-	id     string
-	config *cri.PodSandboxConfig
-	port   int32
-	dir    string // logs and counters
-	serial int    // of the next container
+	name    string
+	id      string
+	config  *cri.PodSandboxConfig
+	handler string
+	port    int32
+	dir     string // logs and counters
+	serial  int    // of the next container
 
 	state state
 	moves int // odd while a call is under way that may change the state

@@ -18,6 +18,7 @@ import (
 // tally counts what was done.
 type tally struct {
 	steps, pods, containers, execs, pulls, rotations, refused    atomic.Int64
+	users, oci, sessions, cut, attached, attachedBytes           atomic.Int64
 	servers, starting, monitors, both, upgrades, fired, injected atomic.Int64
 	lines, bytes, codes, lists, checks, empty, longest           atomic.Int64
 	points                                                       sync.Map // fault points at which a program was killed
@@ -29,7 +30,9 @@ func (t *tally) figures() map[string]any {
 	slices.Sort(points)
 	return map[string]any{
 		"steps": t.steps.Load(), "pods": t.pods.Load(), "containers": t.containers.Load(), "execs": t.execs.Load(), "pulls": t.pulls.Load(),
-		"rotations": t.rotations.Load(), "refused_starts": t.refused.Load(), "server_kills": t.servers.Load(),
+		"user_namespaces": t.users.Load(), "oci_pods": t.oci.Load(), "exec_sessions": t.sessions.Load(), "exec_sessions_cut": t.cut.Load(), "attachments": t.attached.Load(),
+		"attached_bytes": t.attachedBytes.Load(),
+		"rotations":      t.rotations.Load(), "refused_starts": t.refused.Load(), "server_kills": t.servers.Load(),
 		"server_kills_starting": t.starting.Load(), "monitor_kills": t.monitors.Load(), "both_at_once": t.both.Load(),
 		"upgrades": t.upgrades.Load(), "kills_at_points": t.fired.Load(), "points": points, "errors_injected": t.injected.Load(),
 		"log_lines": t.lines.Load(), "log_bytes": t.bytes.Load(), "exit_codes": t.codes.Load(), "list_checks": t.lists.Load(),

@@ -75,8 +75,12 @@ func (w *worker) step(ctx context.Context) error {
 		return w.stopPod(ctx, p)
 	case len(p.containers) == 0 || n < 40 && len(p.containers) < maxContainers:
 		return w.create(ctx, p)
-	case n < 55 && len(running) > 0:
+	case n < 50 && len(running) > 0:
 		return w.exec(ctx, running[w.random.IntN(len(running))])
+	case n < 54 && len(running) > 0:
+		return w.session(ctx, running[w.random.IntN(len(running))])
+	case n < 56 && len(running) > 0:
+		return w.attach(ctx, running[w.random.IntN(len(running))])
 	case n < 60 && len(running) > 0:
 		return w.update(ctx, running[w.random.IntN(len(running))])
 	case n < 67:
@@ -158,7 +162,8 @@ func (w *worker) runPod(ctx context.Context) error {
 	}
 	ns := p.config.Linux.SecurityContext.NamespaceOptions
 	ns.Pid = cri.NamespaceMode_CONTAINER
-	switch w.random.IntN(6) {
+	p.handler = w.t.handlers[w.random.IntN(len(w.t.handlers))]
+	switch w.random.IntN(7) {
 	case 0:
 		ns.Network = cri.NamespaceMode_NODE
 		p.config.Hostname = ""
@@ -167,11 +172,20 @@ func (w *worker) runPod(ctx context.Context) error {
 	case 2, 3:
 		p.port = int32(20000 + w.n*1000 + w.serial%1000)
 		p.config.PortMappings = []*cri.PortMapping{{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: p.port}}
+	case 4:
+		p.handler = "" // Debian's runc and crun want a root that was mapped before
+		const length = 65536
+		ids := []*cri.IDMapping{{ContainerId: 0, HostId: uint32(1+w.n*1000+w.serial%1000) * length, Length: length}}
+		ns.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
+		w.t.tally.users.Add(1)
+	}
+	if p.handler != "" {
+		w.t.tally.oci.Add(1)
 	}
 	w.pods = append(w.pods, p)
 	w.t.model.edit(func() { w.t.model.pods[p] = true; p.moves++ })
 	err := w.call(ctx, "RunPodSandbox", func(ctx context.Context) error {
-		r, err := w.t.node.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config})
+		r, err := w.t.node.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: p.handler})
 		if err == nil {
 			w.t.model.edit(func() { p.id, p.state = r.PodSandboxId, alive; p.moves++ })
 		}

@@ -33,7 +33,10 @@ const (
 
 // CreateCounter makes the file of a counter that has counted nothing.
 func CreateCounter(path string) error {
-	return os.WriteFile(path, make([]byte, counterSize), 0o666)
+	if err := os.WriteFile(path, make([]byte, counterSize), 0o666); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o666) // whatever the umask is: root in a user namespace is somebody else here
 }
 
 // OpenCounter maps a counter. The mapping is the caller's, until Close.
