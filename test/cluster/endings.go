@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ var endings = []promise{
 	{"kubectl drain with a disruption budget, uncordon", drain},
 	{"a namespace with pods deleted: nothing of it is left in the runtime", namespaceGone},
 	{"no event tells of a failure that was not meant", events},
+	{"cri-server, cri-monitor and kubelet were started again as often as they were killed", startedAgain},
 	{"the cluster as a reboot will find it", prepare},
 }
 
@@ -43,18 +46,21 @@ func (r *run) counts() (string, error) {
 		"-o", `jsonpath={range .items[*]}{.metadata.name}{":"}{.status.containerStatuses[*].restartCount}{" "}{.status.containerStatuses[*].containerID}{"\n"}{end}`)
 }
 
+var killable = []string{"cri-server", "cri-monitor", "kubelet"}
+
 func kills(r *run) error {
 	before, err := r.counts()
 	if err != nil {
 		return err
 	}
-	for _, unit := range []string{"cri-server", "cri-monitor", "kubelet"} {
+	for _, unit := range killable {
 		if err := errors.Join(systemctl("kill", "--kill-whom=main", "-s", "KILL", unit), r.until(soon, func(r *run) error {
 			return errors.Join(systemctl("is-active", unit), r.inside("box", "echo up", "up"))
 		})); err != nil {
 			return fmt.Errorf("%s: %w\n%s", unit, err, r.journal(unit))
 		}
 	}
+	r.killed++
 	if err := r.ready("web", "box", "talker"); err != nil {
 		return err
 	}
@@ -63,6 +69,21 @@ func kills(r *run) error {
 		err = fmt.Errorf("was:\n%sis:\n%s", before, after)
 	}
 	return err
+}
+
+// startedAgain: nothing but this test, such as a watchdog, has ended a unit.
+func startedAgain(r *run) error {
+	var errs []error
+	for _, unit := range killable {
+		out, err := exec.Command("systemctl", "show", "-p", "NRestarts", "--value", unit).Output()
+		if err == nil && strings.TrimSpace(string(out)) != fmt.Sprint(r.killed) {
+			err = fmt.Errorf("%s, after %d kills\n%s", bytes.TrimSpace(out), r.killed, r.journal(unit))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", unit, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func drain(r *run) error {
@@ -106,6 +127,9 @@ func events(r *run) error {
 	var odd []string
 	for _, l := range strings.Split(strings.TrimSpace(out), "\n") {
 		f := strings.SplitN(l, "\t", 3)
+		if strings.Contains(l, "dial unix /run/cri-server/cri-server.sock: connect: connection refused") { // it was killed
+			continue
+		}
 		if len(f) == 3 && f[0] == "Unhealthy" && strings.HasPrefix(f[2], "Readiness probe failed") { // it starts
 			continue
 		}

@@ -56,6 +56,8 @@ type run struct {
 	node
 	ctx   context.Context
 	score behaviour.Score
+	// killed is how often each of killable was.
+	killed int
 }
 
 // promise is something that is promised. check returns nil when it holds, and else what was seen instead.
