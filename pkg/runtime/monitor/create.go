@@ -116,6 +116,10 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 	if err != nil {
 		return State{}, fmt.Errorf("engine: %w", err)
 	}
+	held, err := c.s.joined(req.Spec)
+	if err != nil {
+		return State{}, err
+	}
 	if err := removeDir(c.dir); err != nil { // of a former cri-monitor
 		return State{}, fmt.Errorf("old directory: %w", err)
 	}
@@ -168,27 +172,31 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 		}
 		return State{}, err
 	}
-	return c.created(ctx, req, ctr, pipes, log)
+	return c.created(ctx, req, ctr, pipes, log, unreaped(held))
 }
 
-// created takes over what the engine has made.
-func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.Container, pipes *pipes, log *logs.File) (State, error) {
+// created takes over what the engine has made, or, with err, takes it down.
+func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.Container, pipes *pipes, log *logs.File, err error) (State, error) {
 	c.ctr = ctr
 	cfg := stdio.Config{
 		ID: c.id, Stdin: pipes.ours[0], Stdout: pipes.ours[1], Stderr: pipes.ours[2], Terminal: -1,
 		StdinOnce: req.StdinOnce, TerminalInput: req.Stdin, Log: log, InputClosed: c.inputClosed,
 	}
 	proc := ctr.Process()
-	var err error
 	if t := proc.Terminal(); t != nil {
 		// A descriptor of our own, which Go's poller knows nothing of.
-		cfg.Terminal, err = unix.FcntlInt(t.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err == nil {
+			cfg.Terminal, err = unix.FcntlInt(t.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		}
 		t.Close()
 	}
 	if err == nil {
 		c.streams, err = c.s.loop.Add(cfg)
 	} else {
 		pipes.closeOurs()
+		if log != nil {
+			_ = log.Close()
+		}
 	}
 	if err != nil {
 		_ = ctr.Kill(ctx)
