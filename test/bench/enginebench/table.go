@@ -45,8 +45,11 @@ func spread(all []sample, of func(sample) time.Duration) (median, least time.Dur
 
 func ms(d time.Duration) string {
 	v := float64(d) / float64(time.Millisecond)
-	if v >= 20 {
+	switch {
+	case v >= 20:
 		return fmt.Sprintf("%.0f", v)
+	case v < 2:
+		return fmt.Sprintf("%.2f", v)
 	}
 	return fmt.Sprintf("%.1f", v)
 }
