@@ -152,5 +152,13 @@ func compare(w io.Writer, sides []*side) {
 		row(fmt.Sprintf("ends/s, %d at a time (p50 / max)", p.Workers), func(x *side) string {
 			return fmt.Sprintf("%.0f / %.0f", x.r.Parallel[i].End.at(50), x.r.Parallel[i].End.at(100))
 		})
+		for _, c := range calls {
+			if p.Calls[c] == nil {
+				continue
+			}
+			row(fmt.Sprintf("%s, %d at a time (ms, p50 / min)", c, p.Workers), func(x *side) string {
+				return fmt.Sprintf("%.2f / %.2f", x.r.Parallel[i].Calls[c].at(50), x.r.Parallel[i].Calls[c].at(0))
+			})
+		}
 	}
 }
