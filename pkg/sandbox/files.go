@@ -44,7 +44,11 @@ func hostname(c *runtimeapi.PodSandboxConfig) (string, error) {
 func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files, error) {
 	f := Files{Dir: dir}
 	// Containers may run as any user and reach these files by bind mount only; the host's users need not.
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	err := os.Mkdir(dir, 0o711)
+	if errors.Is(err, os.ErrNotExist) {
+		err = os.MkdirAll(dir, 0o711)
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return f, err
 	}
 	name, err := hostname(c)
