@@ -290,6 +290,7 @@ func (c *Containers) edit(id string, f func(*Container), strict bool) (*Containe
 	}
 	next := *old
 	f(&next)
+	next.order()
 	err = c.save(&next)
 	if err != nil && strict {
 		return nil, err

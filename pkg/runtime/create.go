@@ -91,7 +91,7 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	}
 	ctr := &Container{
 		ID: objectid.New(), SandboxID: pod.ID, Config: config, Handler: pod.Handler, ImageID: image.ID, State: Creating,
-		CreatedAt: time.Now(), Resources: config.GetLinux().GetResources(), LogDir: pod.Config.GetLogDirectory(),
+		CreatedAt: c.createdAt(pod, config), Resources: config.GetLinux().GetResources(), LogDir: pod.Config.GetLogDirectory(),
 	}
 	if ctr.StopSignal, err = stopSignal(config, image); err != nil {
 		return nil, err

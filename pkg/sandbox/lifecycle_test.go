@@ -62,6 +62,20 @@ func TestCreatingIsNobodysToName(t *testing.T) {
 	}
 }
 
+// The clock is set back between two attempts of a pod: kubelet goes by the newest, which must be the later one.
+func TestClockSetBack(t *testing.T) {
+	s := openEmpty(t, t.TempDir())
+	old := podOf("abc", NotReady)
+	old.CreatedAt = time.Now().Add(3 * time.Hour)
+	s.set(old)
+	if at := s.createdAt(old.Config.Metadata.Uid); !at.After(old.CreatedAt) {
+		t.Errorf("created at %v, the attempt before at %v", at, old.CreatedAt)
+	}
+	if at := s.createdAt("another"); time.Since(at) < 0 || time.Since(at) > time.Hour {
+		t.Errorf("another pod: %v", at)
+	}
+}
+
 // What a failed run could not take down is listed, can be removed, and does not block its pod's name.
 func TestLeftovers(t *testing.T) {
 	s, m, _ := openFake(t, t.TempDir())

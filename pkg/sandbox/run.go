@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/clock"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
@@ -72,9 +73,22 @@ func (s *Sandboxes) existing(ctx context.Context, key string, config *runtimeapi
 	return sb, nil
 }
 
+// createdAt is now, and after the other sandboxes of the pod: kubelet goes by the newest.
+func (s *Sandboxes) createdAt(uid string) time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var others []time.Time
+	for _, sb := range s.byID {
+		if sb.Config.GetMetadata().GetUid() == uid {
+			others = append(others, sb.CreatedAt)
+		}
+	}
+	return clock.After(time.Now(), others...)
+}
+
 func (s *Sandboxes) run(ctx context.Context, op *operation.Op, config *runtimeapi.PodSandboxConfig, handlerName string) (*Sandbox, error) {
 	id := objectid.New()
-	sb := &Sandbox{ID: id, Config: config, Handler: handlerName, State: Creating, CreatedAt: time.Now(),
+	sb := &Sandbox{ID: id, Config: config, Handler: handlerName, State: Creating, CreatedAt: s.createdAt(config.GetMetadata().GetUid()),
 		Overhead: config.GetLinux().GetOverhead(), Resources: config.GetLinux().GetResources()}
 
 	op.Stage("cgroup path")
