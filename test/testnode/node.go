@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/test/images"
 )
@@ -252,7 +253,7 @@ func (n *Node) LaunchServer() error {
 
 // Ready waits until the server says that it is ready.
 func (n *Node) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, testns.Patience(time.Minute))
 	defer cancel()
 	last := "no answer"
 	for {
@@ -280,11 +281,16 @@ func (n *Node) Ready(ctx context.Context) error {
 	}
 }
 
-// LogTail is the end of the server's log, without what is said of every call.
+// LogTail is the end of the server's log, without what is said of every call, and that of cri-monitor's.
 func (n *Node) LogTail() string {
 	b, _ := os.ReadFile(n.Log())
 	lines := slices.DeleteFunc(strings.Split(string(b), "\n"), func(l string) bool { return strings.Contains(l, " level=DEBUG ") })
-	return strings.Join(lines[max(0, len(lines)-40):], "\n")
+	lines = lines[max(0, len(lines)-40):]
+	if m, err := os.ReadFile(filepath.Join(n.State, "monitor", "monitor.log")); err == nil {
+		of := strings.Split(strings.TrimSpace(string(m)), "\n")
+		lines = append(append(lines, "== cri-monitor"), of[max(0, len(of)-10):]...)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // ServerExited is closed when the server has ended.

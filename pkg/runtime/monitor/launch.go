@@ -16,8 +16,9 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
-// launchTime bounds the start of a cri-monitor.
-const launchTime = 15 * time.Second
+// launchTime bounds the start of a cri-monitor, which mostly takes some milliseconds. On a machine that is so busy that it
+// takes seconds, one that is given up would only begin anew.
+const launchTime = time.Minute
 
 // unitFile is in the state directory of a cri-monitor that a service manager has started, and after its death will
 // start again; only that one gets the descriptors that the manager has kept.
@@ -107,6 +108,8 @@ func launch(ctx context.Context, c LaunchConfig) error {
 	switch {
 	case err == nil:
 		return nil
+	case started != nil && ctx.Err() != nil:
+		return fmt.Errorf("start %s: it does not serve %s: %w", c.Path, c.Socket, ctx.Err())
 	case started != nil:
 		return fmt.Errorf("start %s: %w: %s", c.Path, started, strings.TrimSpace(stderr.String()))
 	}
