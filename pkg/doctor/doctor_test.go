@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/config"
 )
 
@@ -194,7 +195,7 @@ func TestAHangingCheckIsLeft(t *testing.T) {
 	list := examine(t.Context(), fakeHost(t, nil), []check{
 		{"fine", func(*host) []Finding { return []Finding{{Code: "fine", Severity: OK}} }},
 		{"nfs", func(*host) []Finding { <-release; return nil }},
-	}, time.Millisecond)
+	}, testns.Patience(200*time.Millisecond)) // which also the other one has
 	if diff := cmp.Diff([]string{"error nfs-hangs", "ok fine"}, brief(list)); diff != "" {
 		t.Error(diff)
 	}
