@@ -178,9 +178,6 @@ func (b *builder) prepare() error {
 	if err := b.awaitPlace(); err != nil {
 		return err
 	}
-	if err := b.join(true); err != nil { // before the right to make a namespace goes
-		return err
-	}
 	b.prepared = true
 	heard := func(at int, err error) error { return stepError(at, err, b.spec.Process.Args[0]) }
 	return classify(b.stub.ask(heard, opPrepare, 0, b.place.identity, b.id.files(b.engine)...))
