@@ -61,7 +61,7 @@ func main() {
 	flag.StringVar(&o.repo, "repo", ".", "where bin and .cache are")
 	flag.StringVar(&o.keep, "keep", os.TempDir(), "where a failed run's files are kept")
 	flag.StringVar(&o.writer, "writer", "bin/writer", "the `program` for the containers (test/torture/writer)")
-	flag.StringVar(&o.handlers, "handlers", "runc", "`names` of OCI runtimes that pods use too; crun has the machine's cgroup2 hidden if it is a hybrid one")
+	flag.StringVar(&o.handlers, "handlers", "", "`names` of OCI runtimes (runc,crun) that pods use too; crun has the machine's cgroup2 hidden if it is a hybrid one")
 	flag.StringVar(&o.points, "points", "", "append a line for each fault point at which a program died to this `file` (test/torture/points)")
 	flag.StringVar(&o.result, "result", "", "append the figures, as a line of JSON, to this `file`")
 	flag.Parse()

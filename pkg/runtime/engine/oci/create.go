@@ -215,19 +215,3 @@ func (c *container) forget(ctx context.Context) error {
 	}
 	return err
 }
-
-// release unmounts the root and removes the bundle. It may be repeated.
-func (c *container) release() error {
-	// Lazily: a process of somebody else may be looking at it, and that must not keep the pod.
-	if err := unix.Unmount(c.rootfs(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil &&
-		!errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // umount(2): not a mount point; gone
-		return fmt.Errorf("unmount %s: %w", c.rootfs(), err)
-	}
-	// Remove, not RemoveAll: should the unmount have missed something, its files are not ours to delete.
-	for _, name := range []string{"rootfs", "config.json", "init.pid"} {
-		if err := os.Remove(filepath.Join(c.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
