@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -126,7 +128,23 @@ func (c *Containers) release(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Cgroups.Delete(ctx, ctr.CgroupPath); err != nil {
 		return err
 	}
-	return faultpoint.Hit("container.release.cgroup")
+	if err := faultpoint.Hit("container.release.cgroup"); err != nil {
+		return err
+	}
+	return c.releaseState(ctr)
+}
+
+// releaseState removes what an OCI runtime keeps of a container, now that it has neither processes nor a cgroup: a runtime
+// whose create was cut short together with cri-monitor has left it, and no cri-monitor knows of it.
+func (c *Containers) releaseState(ctr *Container) error {
+	if c.cfg.Handlers == nil {
+		return nil
+	}
+	h, err := c.cfg.Handlers.Resolve(ctr.Handler)
+	if err != nil || h.OCI == nil || h.OCI.Root == "" { // not configured any more: nobody knows where it is
+		return nil //nolint:nilerr // so that the container can be removed
+	}
+	return os.RemoveAll(filepath.Join(h.OCI.Root, ctr.ID))
 }
 
 // releaseCgroup removes the cgroup of a container whose record, which would name it, can't be read.
