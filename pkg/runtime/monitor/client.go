@@ -28,6 +28,9 @@ type Client struct {
 	idle   []*net.UnixConn
 	keeper *keeper // nil without Keep
 	closed bool
+	// stocking: a spare connection is being opened; stocked waits for that.
+	stocking bool
+	stocked  sync.WaitGroup
 }
 
 // Dial returns a Client once a cri-monitor has answered on socket. ErrUnavailable when none does.
@@ -47,12 +50,13 @@ func (c *Client) Close() error {
 		k.close()
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
 	for _, uc := range c.idle {
 		uc.Close()
 	}
 	c.idle = nil
+	c.mu.Unlock()
+	c.stocked.Wait() // at most frameTime
 	return nil
 }
 
@@ -136,6 +140,31 @@ func (c *Client) put(uc *net.UnixConn) {
 		return
 	}
 	c.idle = append(c.idle, uc)
+}
+
+// stock sees to it that there is an idle connection: an exec takes one along, and the next should not have to wait for
+// another.
+func (c *Client) stock() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.stocking || len(c.idle) > 0 {
+		return
+	}
+	c.stocking = true
+	c.stocked.Go(func() {
+		uc, err := c.connect(context.Background())
+		c.mu.Lock()
+		c.stocking = false
+		k := c.keeper
+		c.mu.Unlock()
+		switch {
+		case err != nil: // who needs one finds out why
+		case k != nil && !k.serves(uc):
+			uc.Close()
+		default:
+			c.put(uc)
+		}
+	})
 }
 
 // alive tells whether nothing has come on an idle connection, not even its end: cri-monitor may have been restarted.

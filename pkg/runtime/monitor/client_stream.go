@@ -21,7 +21,7 @@ type stream struct {
 func (c *Client) open(ctx context.Context, k kind, in any, files ...*os.File) (*stream, *frame, error) {
 	ctx, cancel := deadline(ctx)
 	defer cancel()
-	uc, err := c.dial(ctx)
+	uc, err := c.get(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -165,7 +165,11 @@ func (x *Exec) Release() {
 }
 
 // Close ends the session: without Release, everything that is there of it is killed.
-func (x *Exec) Close() error { return x.s.close() }
+func (x *Exec) Close() error {
+	err := x.s.close()
+	x.client.stock()
+	return err
+}
 
 // Attachment is a connection to a container's stdio.
 type Attachment struct {
