@@ -194,11 +194,24 @@ func (b *builder) openRoot() error {
 // enter moves the thread into the stub's namespaces. It stays in its own pid and user namespace: in the user namespace
 // of the host it may do what the container's root may not, such as making device nodes.
 func (b *builder) enter() error {
-	if err := unix.Setns(b.stub.pidfd, int(b.entered())); err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			err = errStubDied
+	// The stub was forked into those that are made; others it may be about to join.
+	flags := b.entered()
+	for flag, f := range b.ns.joined {
+		if f == nil || flags&flag == 0 {
+			continue
 		}
-		return fmt.Errorf("enter the namespaces: %w", err)
+		if err := unix.Setns(int(f.Fd()), int(flag)); err != nil {
+			return fmt.Errorf("enter %s: %w", f.Name(), err)
+		}
+		flags &^= flag
+	}
+	if flags != 0 {
+		if err := unix.Setns(b.stub.pidfd, int(flags)); err != nil {
+			if errors.Is(err, unix.ESRCH) {
+				err = errStubDied
+			}
+			return fmt.Errorf("enter the namespaces: %w", err)
+		}
 	}
 	b.umask = unix.Umask(0)
 	if b.userNS == nil {

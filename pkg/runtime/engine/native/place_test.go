@@ -3,6 +3,7 @@ package native
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -128,5 +129,37 @@ func TestAdoptUnprepared(t *testing.T) {
 	}
 	if err := a.Container.Delete(testContext(t)); err != nil {
 		t.Error(err)
+	}
+}
+
+// The container is built in the namespaces that its stub is only about to join.
+func TestJoinedNamespacesAreEntered(t *testing.T) {
+	b := newBed(t)
+	first := b.create(t, b.config(t, newSpec("/bin/sleep", "100")))
+	if err := first.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	const file = "/proc/sys/net/ipv4/ip_local_port_range"
+	ours, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cg := testCgroup(t, "joined") // without one the stub is waited for
+	for i := range 50 {
+		want := fmt.Sprintf("%d\t50000\n", 40000+i)
+		c := b.config(t, newSpec("/bin/cat", file))
+		for j, n := range c.Spec.Linux.Namespaces {
+			if kind := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"}[n.Type]; kind != "" {
+				c.Spec.Linux.Namespaces[j].Path = fmt.Sprintf("/proc/%d/ns/%s", first.Process().Child().Pid(), kind)
+			}
+		}
+		c.Spec.Hostname, c.Cgroup = "", cg
+		c.Spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_local_port_range": want}
+		if out, code := b.output(t, c); code != 0 || out != want {
+			t.Fatalf("%d: code %d, %q", i, code, out)
+		}
+	}
+	if now, err := os.ReadFile(file); err != nil || string(now) != string(ours) {
+		t.Errorf("our own was %q and is %q, %v", ours, now, err)
 	}
 }
