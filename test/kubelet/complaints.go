@@ -24,7 +24,7 @@ var accepted = []struct {
 	{regexp.MustCompile(`is exited, its log can't be reopened`), "kubelet rotates the log of a container that ends"},
 	{regexp.MustCompile(`error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines`), "the machine's kernel log, overrun"},
 	{regexp.MustCompile(`^(Error while processing event|Failed to watch directory) .* no such file`), "cadvisor sees a cgroup that is gone again"},
-	{regexp.MustCompile(`RecentStats: unable to find data in memory cache`), "cadvisor has measured nothing yet of what has just begun"},
+	{regexp.MustCompile(`RecentStats: unable to find data in memory cache|"Failed to get system container stats".*unknown container`), "cadvisor has measured nothing yet of what has just begun"},
 	{regexp.MustCompile(`"Unable to process watch event".*doesn't exist in cache|"Could not get metadata".*/manifests/.*no such file`), "manifests that go while kubelet lists them"},
 	{regexp.MustCompile(`failed to check if node is newer`), "there is no API server"},
 	{regexp.MustCompile(`code = NotFound desc = container .* not found`), "kubelet asks again for what it has removed"},
