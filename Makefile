@@ -8,7 +8,7 @@ VARS     := -X main.version=$(VERSION)
 STATIC   := -s -w -linkmode external -extldflags -static
 TESTDIGEST := 9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 
-.PHONY: faults test-faults soak torture-tools fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-peers bench-engine clean
+.PHONY: faults test-faults soak torture-tools fuzz test-node test-kubelet all build deps assets tools critest-tools test critest demo lint torture bench bench-pull bench-peers bench-engine clean
 
 all: build
 
@@ -138,6 +138,11 @@ bench: build assets bench-peers
 	go build -o bin/cribench ./test/bench/cribench
 	@hack/as-root bin/cribench $(if $(QUICK),-quick) -out $(BENCHOUT) -doc $(dir $(BENCHOUT))benchmarks.md \
 	  -targets '$(TARGETS)' -phases '$(PHASES)' -command 'make bench$(if $(QUICK), QUICK=1)$(if $(OUT), OUT=$(OUT))'
+
+# Pulls of five images by cri-server, containerd and CRI-O; some three minutes. The next page of `make bench` has its table.
+bench-pull: build bench-peers
+	go build -o bin/pullbench ./test/bench/pullbench
+	@hack/as-root bin/pullbench -containerd bin/peers/containerd -crio bin/peers/crio -doc docs/bench/pulls.md
 
 bench-peers:
 	@test/bench/peers/build bin/peers bin/cni

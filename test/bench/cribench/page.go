@@ -64,5 +64,8 @@ func page(name, dir string, r *results) error {
 	if failed != "" {
 		s.WriteString("\nWhat failed:\n\n" + failed)
 	}
+	if b, err := os.ReadFile(filepath.Join(dir, "pulls.md")); err == nil { // of pullbench
+		s.WriteString("\n" + string(b))
+	}
 	return os.WriteFile(name, []byte(s.String()), 0o644)
 }

@@ -93,8 +93,7 @@ func mountLoop(dir string) error {
 }
 
 func report(o options, all []*peer, results map[string]map[*peer][]sample) error {
-	t := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "image\truntime\tdurable\twall ms\tmin–max\tCPU ms\tpeak MB\twall : cri-server\tCPU")
+	rows := [][]string{{"image", "runtime", "durable", "wall ms", "min–max", "CPU ms", "peak MB", "wall : cri-server", "CPU"}}
 	for _, image := range o.images {
 		base := results[image][all[0]]
 		for _, p := range all {
@@ -104,11 +103,34 @@ func report(o options, all []*peer, results map[string]map[*peer][]sample) error
 			rss := func(s sample) float64 { return float64(s.rss) / (1 << 20) }
 			least := slices.MinFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
 			most := slices.MaxFunc(s, func(a, b sample) int { return int(a.wall - b.wall) })
-			fmt.Fprintf(t, "%s\t%s\t%s\t%.0f\t%.0f–%.0f\t%.0f\t%.0f\t%.2f\t%.2f\n", image, p.name, p.durable, median(s, wall), wall(least), wall(most),
-				median(s, cpu), median(s, rss), median(s, wall)/median(base, wall), median(s, cpu)/median(base, cpu))
+			rows = append(rows, []string{image, p.name, p.durable, fmt.Sprintf("%.0f", median(s, wall)), fmt.Sprintf("%.0f–%.0f", wall(least), wall(most)),
+				fmt.Sprintf("%.0f", median(s, cpu)), fmt.Sprintf("%.0f", median(s, rss)), fmt.Sprintf("%.2f", median(s, wall)/median(base, wall)),
+				fmt.Sprintf("%.2f", median(s, cpu)/median(base, cpu))})
 		}
 	}
-	return t.Flush()
+	t := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintln(t, strings.Join(r, "\t"))
+	}
+	if err := t.Flush(); err != nil || o.doc == "" {
+		return err
+	}
+	return os.WriteFile(o.doc, []byte(page(o, rows)), 0o644)
+}
+
+// page is the table for people to read.
+func page(o options, rows [][]string) string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "## Pulling images\n\n`make bench-pull`, %s: medians of %d rounds, in which the runtimes take turns for every image, from one registry on loopback; "+
+		"each in a root of its own on the same ext4, in a file in memory. Durable: whether layers are synced before the call returns; containerd-sync is containerd "+
+		"told to. CPU and memory are the runtime's and its children's.\n\n", time.Now().UTC().Format("2006-01-02"), o.rounds)
+	for i, r := range rows {
+		s.WriteString("| " + strings.Join(r, " | ") + " |\n")
+		if i == 0 {
+			s.WriteString("|---|---|---|" + strings.Repeat("--:|", len(r)-3) + "\n")
+		}
+	}
+	return s.String()
 }
 
 func median(list []sample, of func(sample) float64) float64 {

@@ -33,6 +33,7 @@ type options struct {
 	containerd string
 	crio       string
 	images     []string
+	doc        string // the table for people to read
 }
 
 func main() {
@@ -43,6 +44,7 @@ func main() {
 	flag.StringVar(&o.criServer, "cri-server", "bin/cri-server", "cri-server, with cri-monitor beside it")
 	flag.StringVar(&o.containerd, "containerd", "", "containerd; without it it is left out")
 	flag.StringVar(&o.crio, "crio", "", "crio, with pinns and runc beside it; without it CRI-O is left out")
+	flag.StringVar(&o.doc, "doc", "", "file to write the table to, as Markdown; none if empty")
 	images := flag.String("images", "", "comma-separated names; all if empty: "+strings.Join(imageNames(), ","))
 	flag.Parse()
 	o.images = imageNames()
