@@ -144,6 +144,12 @@ bench-pull: build bench-peers
 	go build -o bin/pullbench ./test/bench/pullbench
 	@hack/as-root bin/pullbench -containerd bin/peers/containerd -crio bin/peers/crio -doc docs/bench/pulls.md
 
+# The same with the systemd cgroup driver, in a node with systemd, shorter: FLAGS, TARGETS, PHASES, OUT as hack/bench-node tells.
+.PHONY: bench-node
+bench-node: build assets bench-peers
+	go build -o bin/cribench ./test/bench/cribench
+	@OUT='$(OUT)' TARGETS='$(TARGETS)' PHASES='$(PHASES)' FLAGS='$(FLAGS)' hack/bench-node
+
 bench-peers:
 	@test/bench/peers/build bin/peers bin/cni
 

@@ -20,7 +20,8 @@ const cgroups = "/sys/fs/cgroup"
 // group is a cgroup that holds everything of one runtime: its daemon in "daemon", its pods below "pods". On cgroup v1 the
 // daemon is put into the cpuacct hierarchy only.
 type group struct {
-	path string // in the hierarchies, such as /cri-node-bench-1/t3
+	path  string // in the hierarchies, such as /cri-node-bench-1/t3
+	units *units // with the systemd driver
 }
 
 func cgroup2() bool {
@@ -41,13 +42,26 @@ func newGroup(path string) (*group, error) {
 }
 
 // pods is the parent of pods, as kubelet would name it.
-func (g *group) pods() string { return g.path + "/pods" }
+func (g *group) pods() string {
+	if g.units != nil {
+		return g.path
+	}
+	return g.path + "/pods"
+}
 
 // pod is the parent of one pod's cgroups. Kubelet makes one for each pod, and so does the bench.
-func (g *group) pod(name string) string { return g.pods() + "/" + name }
+func (g *group) pod(name string) string {
+	if g.units != nil {
+		return g.podSlice(name)
+	}
+	return g.pods() + "/" + name
+}
 
 // addPod makes it in every hierarchy.
 func (g *group) addPod(name string) error {
+	if g.units != nil {
+		return g.units.startSlice(filepath.Base(g.podSlice(name)))
+	}
 	for _, root := range hierarchies() {
 		dir := filepath.Join(root, g.pod(name))
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -64,6 +78,10 @@ func (g *group) addPod(name string) error {
 
 // removePod removes it if the runtime has not; what is still in use goes with the group.
 func (g *group) removePod(name string) {
+	if g.units != nil {
+		g.units.later(filepath.Base(g.podSlice(name)))
+		return
+	}
 	for _, root := range hierarchies() {
 		_ = os.Remove(filepath.Join(root, g.pod(name)))
 	}
@@ -112,7 +130,11 @@ func (g *group) procs() string { return filepath.Join(accounting(), g.path, "dae
 func (g *group) cpu() time.Duration {
 	dir := filepath.Join(accounting(), g.path)
 	if !cgroup2() {
-		return time.Duration(number(filepath.Join(dir, "cpuacct.usage")))
+		used := time.Duration(number(filepath.Join(dir, "cpuacct.usage")))
+		if g.units != nil {
+			used += g.units.daemon.cpu()
+		}
+		return used
 	}
 	return time.Duration(keyed(filepath.Join(dir, "cpu.stat"), "usage_usec")) * time.Microsecond
 }
@@ -150,6 +172,9 @@ func keyed(file, key string) int64 {
 func (g *group) members() []int {
 	var pids []int
 	root := filepath.Join(accounting(), g.path)
+	if g.units != nil && !cgroup2() {
+		root = filepath.Join(cgroups, "systemd", g.path)
+	}
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // cgroups go away while one looks
@@ -182,6 +207,9 @@ func (g *group) kill() {
 
 // remove removes the cgroup in all hierarchies. Those of pods must be gone, but for parents that runtimes leave.
 func (g *group) remove() error {
+	if g.units != nil {
+		return g.close()
+	}
 	roots, _ := filepath.Glob(cgroups + "/*" + g.path)
 	if cgroup2() {
 		roots = []string{cgroups + g.path}

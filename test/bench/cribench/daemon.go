@@ -101,7 +101,7 @@ func newDaemon(o options, t target, number int) (*daemon, error) {
 		return nil, err
 	}
 	var err error
-	d.group, err = newGroup(parent() + "/" + name)
+	d.group, err = o.group(name)
 	return d, err
 }
 
@@ -116,8 +116,7 @@ func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	defer log.Close()
-	// A shell enters the cgroup, so that all of the daemon is in it from the start.
-	sh := exec.Command("/bin/sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, d.group.procs(), c.Path}, c.Args[1:]...)...)
+	sh := d.group.enter(c)
 	sh.Env = c.Env
 	if sh.Env == nil {
 		sh.Env = os.Environ()

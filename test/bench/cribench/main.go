@@ -4,7 +4,8 @@
 // The runtimes take turns in every pass, in a different order each time, so that a noisy moment hits all of them. Each is started
 // afresh for every turn, on a root that it keeps. CPU is what the runtime, everything it started and the pods used, measured
 // by the kernel for a cgroup around all of them; work that the kernel does on its own threads afterwards (the teardown of
-// namespaces) is nobody's. What is left on the machine after the run is printed and makes it fail.
+// namespaces) is nobody's. With -systemd, in a node that has it, cgroups are made by systemd, whose work is counted beside that of
+// the runtimes. What is left on the machine after the run is printed and makes it fail.
 package main
 
 import (
@@ -33,6 +34,7 @@ type options struct {
 	out     string // results.json and charts
 	doc     string // the page
 	command string // how to run this again, for the page
+	systemd bool   // the systemd cgroup driver; where systemd is
 	profile string // directory for cri-server's profiles; none if empty
 	size    size
 }
@@ -63,7 +65,7 @@ var quick = size{Passes: 2, Cycles: 4, Workers: []int{1, 8}, PerWorker: 2, Grow:
 	Lists: []int{50, 200}, ListsPeers: []int{20}, Idle: 100, IdleSecs: 10, ProbeSecs: 2, LogMB: 128,
 	Restarts: []int{0, 10}, RestartsPeers: []int{0, 10}}
 
-var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle", "probes", "logs", "restart", "syscalls", "spans", "floor"}
+var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle", "probes", "logs", "restart", "syscalls", "spans", "systemd", "floor"}
 
 func main() {
 	var o options
@@ -77,6 +79,7 @@ func main() {
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the page to write; none if empty")
 	flag.StringVar(&o.command, "command", "make bench", "how this run was started, for the page")
 	flag.StringVar(&o.profile, "profile", "", "directory for cri-server's heap profiles at each measurement of memory; none if empty")
+	flag.BoolVar(&o.systemd, "systemd", false, "the systemd cgroup driver for all: in a node that has systemd, with CRI_SERVER_TEST_SYSTEMD=1 set; see hack/bench-node")
 	cycles := flag.Int("cycles", 0, "pods one after the other in each pass; 0: as the size says")
 	passes := flag.Int("passes", 0, "passes; 0: as the size says")
 	flag.StringVar(&render, "render", "", "measure nothing; write page and charts from this results.json")

@@ -36,6 +36,7 @@ var phases = []phase{
 	{"restart", false, restarting},
 	{"syscalls", false, syscalls},
 	{"spans", true, spans},
+	{"systemd", true, systemdWork},
 }
 
 func measure(ctx context.Context, o options) (*results, error) {

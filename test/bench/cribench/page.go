@@ -42,30 +42,41 @@ func page(name, dir string, r *results) error {
 		}
 		fmt.Fprintf(&s, "\n![%s](%s)\n", p.title, rel)
 	}
-	for _, g := range grids(r) {
-		fmt.Fprintf(&s, "\n## %s\n\n| | |", g.title)
-		for _, t := range r.Targets {
-			fmt.Fprintf(&s, " %s |", t.Target)
-		}
-		s.WriteString("\n|---|---|" + strings.Repeat("--:|", len(r.Targets)) + "\n")
-		for _, x := range g.rows {
-			fmt.Fprintf(&s, "| %s | %s | %s |\n", x.name, x.unit, strings.Join(x.values, " | "))
-		}
-	}
+	writeGrids(&s, "##", r)
 	if f := r.Floor; f != nil {
 		fmt.Fprintf(&s, "\nThe floor: pod start %s ms (p50 / p95 / p99), CPU %s ms, end %s ms.\n", three(&f.Start), figure(f.CPU.mean()), three(&f.End))
 	}
+	s.WriteString(failures(r) + systemdSection(dir))
+	if b, err := os.ReadFile(filepath.Join(dir, "pulls.md")); err == nil { // of pullbench
+		s.WriteString("\n" + string(b))
+	}
+	return os.WriteFile(name, []byte(s.String()), 0o644)
+}
+
+// writeGrids writes the tables of r.
+func writeGrids(s *strings.Builder, heading string, r *results) {
+	for _, g := range grids(r) {
+		fmt.Fprintf(s, "\n%s %s\n\n| | |", heading, g.title)
+		for _, t := range r.Targets {
+			fmt.Fprintf(s, " %s |", t.Target)
+		}
+		s.WriteString("\n|---|---|" + strings.Repeat("--:|", len(r.Targets)) + "\n")
+		for _, x := range g.rows {
+			fmt.Fprintf(s, "| %s | %s | %s |\n", x.name, x.unit, strings.Join(x.values, " | "))
+		}
+	}
+}
+
+// failures tells what of r failed; "" for nothing.
+func failures(r *results) string {
 	failed := ""
 	for _, t := range r.Targets {
 		for _, e := range t.Errors {
 			failed += fmt.Sprintf("- %s: %s\n", t.Target, strings.ReplaceAll(e, "\n", " "))
 		}
 	}
-	if failed != "" {
-		s.WriteString("\nWhat failed:\n\n" + failed)
+	if failed == "" {
+		return ""
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, "pulls.md")); err == nil { // of pullbench
-		s.WriteString("\n" + string(b))
-	}
-	return os.WriteFile(name, []byte(s.String()), 0o644)
+	return "\nWhat failed:\n\n" + failed
 }

@@ -227,7 +227,7 @@ func (d *daemon) clean(ctx context.Context) error {
 		return fmt.Errorf("%s: clean: %w", d.name, err)
 	}
 	logs := filepath.Join(d.dir, "logs")
-	return errors.Join(os.RemoveAll(logs), os.Mkdir(logs, 0o755))
+	return errors.Join(d.group.flush(), os.RemoveAll(logs), os.Mkdir(logs, 0o755))
 }
 
 // warm pulls the images and takes a few pods through their life, so that what is made once and kept is there.

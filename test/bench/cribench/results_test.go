@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -38,5 +39,44 @@ func TestCountCalls(t *testing.T) {
 		if err != nil || n["execs"] != 1 || n["syncs"] != 1 {
 			t.Errorf("%v: %v, %v", part, n, err)
 		}
+	}
+}
+
+func TestSystemdSection(t *testing.T) {
+	dir := t.TempDir()
+	if s := systemdSection(dir); s != "" {
+		t.Errorf("without a run: %q", s)
+	}
+	r := &results{Command: "make bench-node"}
+	x := r.target("cri-server")
+	record(&x.Calls, podStart, 12)
+	record(&x.CPU, systemdCPU, 3)
+	x.Errors = []string{"it\nbroke"}
+	if err := r.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "systemd.json")
+	if err := os.Rename(filepath.Join(dir, "results.json"), file); err != nil {
+		t.Fatal(err)
+	}
+	s := systemdSection(dir)
+	for _, want := range []string{"## With the systemd cgroup driver", "`make bench-node`", "| pod start | ms, p50 / p95 / p99 | 12.0", "beside it | CPU ms, mean | 3.00 |", "- cri-server: it broke"} {
+		if !strings.Contains(s, want) {
+			t.Errorf("%q is not in:\n%s", want, s)
+		}
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if s := systemdSection(dir); !strings.Contains(s, "systemd.json") {
+		t.Errorf("a broken file: %q", s)
+	}
+}
+
+func TestPodSlice(t *testing.T) {
+	g := &group{path: "/cribench.slice/cribench-t3.slice", units: &units{}}
+	const want = "/cribench.slice/cribench-t3.slice/cribench-t3-pod12.slice"
+	if got := g.pod(podName(12)); got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }

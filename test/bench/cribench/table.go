@@ -78,6 +78,8 @@ func grids(r *results) []grid {
 	for _, c := range append([]string{podStart, podEnd, podLife}, calls[1:5]...) {
 		rows = append(rows, of(c, "CPU ms, mean", func(t *result) string { return figure(t.CPU[c].mean()) }))
 	}
+	rows = append(rows, of("pod life: systemd and its bus beside it", "CPU ms, mean", func(t *result) string { return figure(t.CPU[systemdCPU].mean()) }),
+		of("pod life: jobs of systemd", "per pod", func(t *result) string { return figure(t.CPU[systemdJobs].mean()) }))
 	if r.Floor != nil {
 		rows = append(rows, of("CPU of pod start, by the floor's", "x", func(t *result) string { return figure(t.CPU[podStart].mean() / r.Floor.CPU.mean()) }))
 		rows = append(rows, of("p50 of pod start, by the floor's", "x", func(t *result) string { return figure(t.Calls[podStart].at(50) / r.Floor.Start.at(50)) }))

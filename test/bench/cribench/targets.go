@@ -76,6 +76,14 @@ func chosen(o options) ([]target, error) {
 
 func (o options) bin(name string) string { return filepath.Join(o.repo, "bin", name) }
 
+// driver is the cgroup driver's name, to cri-server as to CRI-O.
+func (o options) driver() string {
+	if o.systemd {
+		return "systemd"
+	}
+	return "cgroupfs"
+}
+
 func output(name string, args ...string) string {
 	out, err := exec.Command(name, args...).Output()
 	if err != nil {
@@ -109,7 +117,7 @@ func criServer(network string) func(*daemon) (*exec.Cmd, error) {
 state = %q
 root = %q
 monitor_path = %q
-cgroup_driver = "cgroupfs"
+cgroup_driver = %q
 [network]
 mode = %q
 conf_dir = %q
@@ -122,7 +130,7 @@ path = %q
 [runtimes.runc]
 engine = "oci"
 path = %q
-`, d.socket, filepath.Join(d.state, "state"), d.root, d.o.bin("cri-monitor"), network, d.cni, d.o.bin("cni"), d.certs, d.o.bin("peers/crun-wrapped"), d.o.bin("peers/runc"))
+`, d.socket, filepath.Join(d.state, "state"), d.root, d.o.bin("cri-monitor"), d.o.driver(), network, d.cni, d.o.bin("cni"), d.certs, d.o.bin("peers/crun-wrapped"), d.o.bin("peers/runc"))
 		file := filepath.Join(d.dir, "config.toml")
 		return exec.Command(d.o.bin("cri-server"), "serve", "--config", file), os.WriteFile(file, []byte(text), 0o644)
 	}
@@ -140,10 +148,12 @@ state = %q
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       BinaryName = %q
+      SystemdCgroup = %v
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.crun]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.crun.options]
       BinaryName = %q
+      SystemdCgroup = %v
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = [%q]
     conf_dir = %q
@@ -151,7 +161,8 @@ state = %q
   sandbox = "registry.k8s.io/pause:bench"
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = %q
-`, d.root, filepath.Join(d.state, "state"), d.socket, d.o.bin("peers/runc"), d.o.bin("peers/crun-wrapped"), d.o.bin("cni"), d.cni, d.certs)
+`, d.root, filepath.Join(d.state, "state"), d.socket, d.o.bin("peers/runc"), d.o.systemd, d.o.bin("peers/crun-wrapped"), d.o.systemd,
+		d.o.bin("cni"), d.cni, d.certs)
 	file := filepath.Join(d.dir, "config.toml")
 	return exec.Command(d.o.bin("peers/containerd"), "--config", file, "--log-level", "warn"), os.WriteFile(file, []byte(text), 0o644)
 }
@@ -187,7 +198,7 @@ network_dir = %q
 plugin_dirs = [%q]
 [crio.runtime]
 default_runtime = "runc"
-cgroup_manager = "cgroupfs"
+cgroup_manager = %q
 conmon_cgroup = "pod"
 namespaces_dir = %q
 pinns_path = %q
@@ -198,7 +209,7 @@ pids_limit = 4096
 log_level = "warn"
 [crio.nri]
 nri_listen = %q
-%s%s`, d.root, in("run"), in("log"), in("version"), in("clean"), d.socket, policy, d.cni, d.o.bin("cni"), in("ns"), d.o.bin("peers/pinns"),
+%s%s`, d.root, in("run"), in("log"), in("version"), in("clean"), d.socket, policy, d.cni, d.o.bin("cni"), d.o.driver(), in("ns"), d.o.bin("peers/pinns"),
 		in("exits"), in("attach"), in("nri.sock"), runtime("runc"), runtime("crun"))
 	file := filepath.Join(d.dir, "config.toml")
 	c := exec.Command(d.o.bin("peers/crio"), "--config", file, "--config-dir", "")
