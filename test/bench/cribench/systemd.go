@@ -229,6 +229,10 @@ func systemdWork(ctx context.Context, d *daemon, s size, r *result) error {
 		if err != nil {
 			return err
 		}
+		// Which takes long enough for the container's shell to set its trap: a pid 1 without ignores SIGTERM.
+		if err := d.exec(ctx, p.container); err != nil {
+			return err
+		}
 		if err := d.end(ctx, p, nil); err != nil {
 			return err
 		}
