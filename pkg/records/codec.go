@@ -73,8 +73,13 @@ func decode[T any](b []byte, id string, version int) (v T, boot string, err erro
 // sumSize is the length of the second line.
 const sumSize = len("crc32c:00000000\n")
 
-// last returns the last whole record of a file. What is behind it must be the beginning of another, whose writer was killed:
-// nobody was told that it was written. With an error it returns what there may be to show.
+// page is where a write(2) may end that SIGKILL cuts short: the smallest size of a page, of which the larger ones are multiples.
+const page = 4096
+
+// last returns the last whole record of a file. What is behind it may be the beginning of another whose writer was killed:
+// nobody was told that it was written. That can only end with a page; else the file was cut off, and the last whole record is
+// not the last one that there was: an object must not be taken for half made because of that. With an error it returns what
+// there may be to show.
 func last(b []byte) ([]byte, error) {
 	var found []byte
 	for rest := b; len(rest) > 0; {
@@ -86,13 +91,15 @@ func last(b []byte) ([]byte, error) {
 			found, rest = rest[:i+1+sumSize], rest[i+1+sumSize:]
 			continue
 		}
-		if found == nil {
+		switch {
+		case found == nil:
 			return b, nil // verify says what is wrong with it
-		}
-		if i > 0 && rest[i-1] != '}' {
+		case i > 0 && rest[i-1] != '}':
 			return rest, damaged("lines run into each other")
+		case len(b)%page != 0:
+			return found, damaged(fmt.Sprintf("cut short after %d bytes", len(b)))
 		}
-		break
+		return found, nil
 	}
 	return found, nil
 }

@@ -1,7 +1,7 @@
 // Package records keeps what the server must know after a restart: one file per object, below one directory per kind.
 //
-// A new record is written behind the former ones in its file, and the last whole one counts, so a reader or a killed writer
-// sees the old record or the new one. That is one write and no new inode; a file's first record, and one for which the file
+// A new record is written behind the former ones in its file, and the last one counts, or, where a killed writer has left the
+// beginning of another, the one before: a reader sees the old record or the new one. That is one write and no new inode; a file's first record, and one for which the file
 // would get too long, is written beside and renamed. Nothing is synced: pods die with the machine, so a record needs to
 // outlive the process only. What a power cut leaves is caught by a checksum, and the boot id tells a record of this boot
 // from one of an earlier.
@@ -241,14 +241,14 @@ func appendTo(path string, b []byte) (done, there bool, err error) {
 	if err != nil || n != len(end) || !isSum(end[:]) {
 		return false, true, nil
 	}
-	if err := faultpoint.Hit("records.put.open"); err != nil {
+	if err := faultpoint.Hit("records.append.open"); err != nil {
 		return false, true, err
 	}
 	if n, err = ignoringEINTR(func() (int, error) { return unix.Pwrite(fd, b, st.Size) }); err == nil && n < len(b) {
 		err = unix.ENOSPC
 	}
 	if err == nil {
-		err = faultpoint.Hit("records.put.written")
+		err = faultpoint.Hit("records.append.written")
 	}
 	if err != nil {
 		return false, true, errors.Join(&fs.PathError{Op: "write", Path: path, Err: err}, unix.Ftruncate(fd, st.Size))
