@@ -254,7 +254,7 @@ func systemdSection(dir string) string {
 	fmt.Fprintf(&s, "\n## With the systemd cgroup driver\n\nIn a test node with systemd as its init (hack/node), on the same kernel: a run of %s, `%s`; load average %s before, %s after. ",
 		r.Time.UTC().Format("2006-01-02"), r.Command, r.Load[0], r.Load[1])
 	fmt.Fprintf(&s, "%d passes, %d pods one after the other per pass, %d per worker in parallel. A pod's slice is there before it, as kubelet makes it. "+
-		"CPU is that of the runtime's slice, with its daemon and pods; what systemd and its bus do for a pod beside that has a row of its own.\n\n",
+		"CPU is that of the runtime's slice, with its daemon and pods; what systemd and its bus do for a pod beside that has a row of its own.\n",
 		r.Size.Passes, r.Size.Cycles, r.Size.PerWorker)
 	writeGrids(&s, "###", r)
 	s.WriteString(failures(r))
