@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -192,6 +194,15 @@ func TestPodSandboxMetrics(t *testing.T) {
 	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 80e6, CpuShares: 2}
 	ctr := f.runContainer(id, p, c)
 	f.eventually("three processes", func() bool { return strings.Count(f.exec(ctr, "ps"), "\n") >= 5 }) // ps and its title
+	st, err := f.Runtime.PodSandboxStatus(f.ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A packet there and one back: a port that nobody listens on.
+	if conn, err := net.DialTimeout("tcp", net.JoinHostPort(st.Status.GetNetwork().GetIp(), "81"), 10*time.Second); err == nil {
+		conn.Close()
+		t.Error("somebody listens")
+	}
 	d, err := f.Runtime.ListMetricDescriptors(f.ctx, &cri.ListMetricDescriptorsRequest{})
 	if err != nil {
 		t.Fatal(err)
