@@ -11,7 +11,10 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
+	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
@@ -237,5 +240,32 @@ func TestOddHostFiles(t *testing.T) {
 		if b, err := os.ReadFile(to); copyHostFile(from, to) != nil || err == nil && len(b) != 0 {
 			t.Errorf("%s does not count as empty: %q, %v", from, b, err)
 		}
+	}
+}
+
+// programs are a network whose plugins are programs: they enter the namespace by themselves.
+type programs struct{ network.Network }
+
+func (programs) Attach(context.Context, network.Pod) (*network.Result, error) {
+	return &network.Result{}, nil
+}
+
+// The socket that a network namespace comes with does not stay open where nobody has taken it.
+func TestSocketOfNamespace(t *testing.T) {
+	testns.Root(t)
+	s := openEmpty(t, t.TempDir())
+	s.cfg.NetnsDir, s.cfg.Network, s.cfg.ShmSize = "/run/netns", programs{}, 1<<20
+	sb := podOf("aa", Creating)
+	sb.NetNS = filepath.Join(s.cfg.NetnsDir, network.Prefix+sb.ID)
+	sb.Files.Dir = s.dir(sb.ID)
+	if err := s.connect(t.Context(), sb, make(chan struct{})); err != nil {
+		t.Fatal(err)
+	}
+	if fd := netns.TakeSocket(sb.NetNS); fd >= 0 {
+		t.Error("a socket is open as long as the pod")
+		_ = unix.Close(fd)
+	}
+	if err := errors.Join(netns.Remove(sb.NetNS), removeFiles(sb.Files)); err != nil {
+		t.Error(err)
 	}
 }

@@ -216,7 +216,9 @@ func (s *Sandboxes) attach(ctx context.Context, sb *Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if sb.Network, err = s.cfg.Network.Attach(ctx, s.pod(sb)); err != nil {
+	sb.Network, err = s.cfg.Network.Attach(ctx, s.pod(sb))
+	netns.DropSocket(sb.NetNS) // plugins that are programs, and those that have IPv6 to configure, do without
+	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	return faultpoint.Hit("sandbox.run.attached")

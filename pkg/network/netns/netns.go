@@ -33,11 +33,8 @@ func newPinning() *pinning {
 }
 
 func forget(path string) {
-	if p, ok := pinned.LoadAndDelete(path); ok {
-		if fd := p.(*pinning).socket.Swap(-1); fd >= 0 {
-			_ = unix.Close(int(fd))
-		}
-	}
+	DropSocket(path)
+	pinned.Delete(path)
 }
 
 // TakeSocket returns the route netlink socket that Create opened in the namespace at path, once: whoever configures its links
@@ -47,6 +44,13 @@ func TakeSocket(path string) int {
 		return int(p.(*pinning).socket.Swap(-1))
 	}
 	return -1
+}
+
+// DropSocket closes the socket that TakeSocket would return: nobody is going to take it, and it would stay as long as the pod.
+func DropSocket(path string) {
+	if fd := TakeSocket(path); fd >= 0 {
+		_ = unix.Close(fd)
+	}
 }
 
 // Pinned reports whether this process made the pin at path and has not removed it.
