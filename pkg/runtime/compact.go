@@ -15,12 +15,12 @@ func (c *Containers) Compact(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.compact(&copier, ctr.ID)
+		c.compact(ctx, &copier, ctr.ID)
 	}
 }
 
-func (c *Containers) compact(copier *deepcopy.Copier, id string) {
-	unlock, err := c.edits.Lock(context.Background(), id)
+func (c *Containers) compact(ctx context.Context, copier *deepcopy.Copier, id string) {
+	unlock, err := c.edits.Lock(ctx, id)
 	if err != nil {
 		return
 	}

@@ -95,3 +95,32 @@ func TestCompact(t *testing.T) {
 		t.Error("copied after the context's end")
 	}
 }
+
+// over is a context that ends as soon as somebody waits with it.
+type over struct{ context.Context }
+
+func (over) Err() error { return nil }
+
+// Whoever changes a container may wait for a file system that does not answer: the end of the server does not wait for that.
+func TestCompactGivesUp(t *testing.T) {
+	c, _, _ := openFake(t, t.TempDir())
+	c.cfg.Changed = func(_, _ *Container) {}
+	c.set(full())
+	unlock, err := c.edits.Lock(t.Context(), "aa")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Compact(over{ctx})
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Error("it waits on")
+	}
+}

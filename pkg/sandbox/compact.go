@@ -15,12 +15,12 @@ func (s *Sandboxes) Compact(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.compact(&copier, sb.ID)
+		s.compact(ctx, &copier, sb.ID)
 	}
 }
 
-func (s *Sandboxes) compact(copier *deepcopy.Copier, id string) {
-	unlock, err := s.edits.Lock(context.Background(), id)
+func (s *Sandboxes) compact(ctx context.Context, copier *deepcopy.Copier, id string) {
+	unlock, err := s.edits.Lock(ctx, id)
 	if err != nil {
 		return
 	}

@@ -51,3 +51,31 @@ func TestCompact(t *testing.T) {
 		t.Error("the copy shares memory")
 	}
 }
+
+// over is a context that ends as soon as somebody waits with it.
+type over struct{ context.Context }
+
+func (over) Err() error { return nil }
+
+// Whoever changes a sandbox may wait for a file system that does not answer: the end of the server does not wait for that.
+func TestCompactGivesUp(t *testing.T) {
+	s := openEmpty(t, t.TempDir())
+	s.set(full())
+	unlock, err := s.edits.Lock(t.Context(), "aa")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Compact(over{ctx})
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Error("it waits on")
+	}
+}
