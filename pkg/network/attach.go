@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -213,7 +215,15 @@ func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns 
 	if err := faultpoint.Hit("network.detach.del"); err != nil {
 		return err
 	}
-	return n.lib.DelNetworkList(ctx, list, rt)
+	if err := n.lib.DelNetworkList(ctx, list, rt); err != nil {
+		return err
+	}
+	// libcni has removed it, or keeps to itself that it couldn't.
+	err = os.Remove(filepath.Join(n.cfg.CacheDir, "results", a.Network+"-"+a.ContainerID+"-"+a.IfName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cached result: %w", err)
+	}
+	return nil
 }
 
 // detachUncached covers a crash between ADD and the writing of its result. A plugin that is not there has not attached

@@ -78,7 +78,7 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 	// even before that.
 	grace := time.Duration(0)
 	if placing := (*placeError)(nil); errors.Is(err, errStubDied) || errors.As(err, &placing) {
-		grace = 500 * time.Millisecond
+		grace = 5 * time.Second // it waits for all others to be reaped
 	}
 	if err != nil && ctx.Err() == nil && c.init.dead(grace) { // whatever has failed because of that, its kind tells nothing
 		err = fmt.Errorf("%w (%v)", gone(unix.ESRCH), err) //nolint:errorlint
