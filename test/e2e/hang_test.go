@@ -5,10 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -186,10 +188,11 @@ func TestHangingLog(t *testing.T) {
 	fs.hang()
 	f.eventually("a line waits for its log", func() bool { return fs.waiting() > 0 })
 	f.answers()
-	if out := f.exec(quiet, "echo there"); out != "there\n" { // an exec's output goes to its client
-		t.Errorf("exec: %q", out)
+	x, err := f.Runtime.ExecSync(f.ctx, &cri.ExecSyncRequest{ContainerId: quiet, Cmd: []string{"echo", "there"}, Timeout: 20})
+	if string(x.GetStdout()) != "there\n" { // an exec's output goes to its client
+		t.Fatalf("exec: %v, %v\n%s", x, err, f.monitorStacks())
 	}
-	err := f.bounded("another pod", func(ctx context.Context) error {
+	err = f.bounded("another pod", func(ctx context.Context) error {
 		_, err := f.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: f.podConfig("third")})
 		return err
 	})
@@ -214,4 +217,18 @@ func TestHangingLog(t *testing.T) {
 	if _, err := f.Runtime.ContainerStatus(f.ctx, &cri.ContainerStatusRequest{ContainerId: user}); status.Code(err) != codes.NotFound {
 		t.Errorf("after its removal: %v", err)
 	}
+}
+
+// monitorStacks ends cri-monitor and returns what its goroutines were at.
+func (f *fixture) monitorStacks() string {
+	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, d := range dirs {
+		b, _ := os.ReadFile(d)
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(d))); err == nil && strings.Contains(string(b), "cri-monitor\x00--socket\x00"+f.State) {
+			_ = unix.Kill(pid, unix.SIGQUIT)
+		}
+	}
+	time.Sleep(time.Second)
+	b, _ := os.ReadFile(filepath.Join(f.State, "monitor", "monitor.log"))
+	return string(b)
 }
