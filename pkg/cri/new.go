@@ -75,7 +75,11 @@ func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 	s.trim.start()
 	undo = append(undo, s.trim.stop)
-	if err := s.openPods(); err != nil {
+	err = s.openPods()
+	if s.sandboxes != nil {
+		undo = append(undo, s.sandboxes.Close)
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.trim.with(func(ctx context.Context) {

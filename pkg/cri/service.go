@@ -53,7 +53,7 @@ func (s *Server) Close(ctx context.Context) error {
 	_ = s.trim.stop()
 	s.stop()
 	s.tasks.Wait()
-	for _, f := range []func() error{s.images.Close, s.network.Close, s.monitor.Close} {
+	for _, f := range []func() error{s.sandboxes.Close, s.images.Close, s.network.Close, s.monitor.Close} {
 		if e := f(); err == nil {
 			err = e
 		}

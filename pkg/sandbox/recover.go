@@ -10,12 +10,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/records"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
-// Open reads the records. Recover must follow before anything else is asked of the set.
+// Open reads the records. Recover must follow before anything else is asked of the set. The caller closes it.
 func Open(cfg Config) (*Sandboxes, error) {
 	store, err := records.Open[record](cfg.RecordsDir, recordVersion)
 	if err != nil {
@@ -28,7 +29,7 @@ func Open(cfg Config) (*Sandboxes, error) {
 		return nil, err
 	}
 	return &Sandboxes{
-		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}),
+		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}), netns: netns.NewPool(),
 		byID: map[string]*Sandbox{}, byKey: map[string]string{}, died: map[string]bool{},
 	}, nil
 }
@@ -152,6 +153,9 @@ func (s *Sandboxes) PauseExited(id string) bool {
 
 // Wait waits for running operations to end: for a graceful stop.
 func (s *Sandboxes) Wait(ctx context.Context) error { return s.ops.Wait(ctx) }
+
+// Close gives back what was made ahead. Sandboxes stay.
+func (s *Sandboxes) Close() error { return s.netns.Close() }
 
 // Operations are those that run now.
 func (s *Sandboxes) Operations() []operation.Timeline { return s.ops.Running() }

@@ -22,6 +22,11 @@ func openEmpty(t *testing.T, dir string) *Sandboxes {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return s
 }
 

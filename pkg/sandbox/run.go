@@ -174,6 +174,7 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 		return s.attach(ctx, sb)
 	}
 	op.Stage("files, network and pause")
+	defer s.netns.Begin()()
 	g, ctx := errgroup.WithContext(ctx) // one that has failed does not wait for the other
 	connected, pinned := *sb, make(chan struct{})
 	g.Go(func() error { // while the namespace is made, pause's cgroup is
@@ -191,7 +192,7 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 
 // connect makes the network namespace, and then the pod's files and network. It closes pinned once the namespace is there.
 func (s *Sandboxes) connect(ctx context.Context, sb *Sandbox, pinned chan<- struct{}) error {
-	if _, err := netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
+	if _, err := s.netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
 		return err
 	}
 	if err := faultpoint.Hit("sandbox.run.netns"); err != nil {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/records"
 	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
@@ -127,6 +128,7 @@ type Sandboxes struct {
 	cfg     Config
 	records *records.Store[record]
 	ops     *operation.Group
+	netns   *netns.Pool
 	locks   operation.Locks // one operation at a time that changes what a sandbox is
 	edits   operation.Locks // one change of a picture at a time
 

@@ -67,28 +67,20 @@ func Prepared(path string) bool {
 
 // Create makes a new network namespace with lo up, pins it at dir/name and returns that path. New links in it don't
 // wait for duplicate address detection. errdefs.ErrAlreadyExists when a namespace is pinned there.
-func Create(dir, name string) (string, error) {
+func Create(dir, name string) (string, error) { return create(dir, name, build) }
+
+// create pins what get returns, and closes its namespace's descriptor.
+func create(dir, name string, get func() (nameless, error)) (string, error) {
 	made := newPinning()
 	made.made = true
 	path, err := pin(dir, name, func(path string) error {
-		return onThread(func() error {
-			// unshare(2): for this thread only; onThread switches it back.
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				if errors.Is(err, unix.ENOSPC) {
-					return fmt.Errorf("unshare: the limit of network namespaces is reached (sysctl user.max_net_namespaces): %w", err)
-				}
-				return fmt.Errorf("unshare: %w", err)
-			}
-			if err := Prepare(); err != nil {
-				return err
-			}
-			socket, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-			if err != nil {
-				return fmt.Errorf("netlink: %w", err)
-			}
-			made.socket.Store(int64(socket))
-			return bind("/proc/thread-self/ns/net", path) // thread-self: Linux 3.17
-		})
+		n, err := get()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(n.ns)
+		made.socket.Store(int64(n.socket))
+		return bind(fmt.Sprintf("/proc/self/fd/%d", n.ns), path)
 	})
 	if err != nil {
 		if fd := made.socket.Swap(-1); fd >= 0 {
@@ -98,6 +90,44 @@ func Create(dir, name string) (string, error) {
 	}
 	pinned.Store(path, made)
 	return path, nil
+}
+
+// nameless is a network namespace that is nowhere pinned: it ends with its descriptors, and so with the process that has them.
+type nameless struct {
+	ns     int // of the namespace
+	socket int // route netlink, in it
+}
+
+func (n nameless) close() {
+	_ = unix.Close(n.socket)
+	_ = unix.Close(n.ns)
+}
+
+// build makes a namespace in which Prepare was called.
+func build() (n nameless, _ error) {
+	err := onThread(func() error {
+		// unshare(2): for this thread only; onThread switches it back.
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			if errors.Is(err, unix.ENOSPC) {
+				return fmt.Errorf("unshare: the limit of network namespaces is reached (sysctl user.max_net_namespaces): %w", err)
+			}
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := Prepare(); err != nil {
+			return err
+		}
+		var err error
+		if n.socket, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("netlink: %w", err)
+		}
+		n.ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0) // thread-self: Linux 3.17
+		if err != nil {
+			_ = unix.Close(n.socket)
+			return fmt.Errorf("open new network namespace: %w", err)
+		}
+		return nil
+	})
+	return n, err
 }
 
 // PinFD pins the network namespace that fd refers to at dir/name. The caller keeps fd.
