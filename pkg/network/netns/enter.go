@@ -52,11 +52,11 @@ func onThread(f func() error) error {
 			done <- fmt.Errorf("open own network namespace: %w", err)
 			return
 		}
-		defer unix.Close(home)
 		err = f()
 		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
+		_ = unix.Close(home)
 		done <- err
 	}()
 	return <-done

@@ -52,6 +52,9 @@ func descriptors(t *testing.T) int {
 // being made. What it hands out is what Create makes.
 func TestPool(t *testing.T) {
 	testns.Root(t)
+	if err := SetSysctl("ipv4/conf/default/no_such", "0"); err == nil { // a procfs is open from now on
+		t.Fatal("there is no such sysctl")
+	}
 	before := descriptors(t)
 	p := newPool(2, time.Hour, 0)
 	if n := len(p.held()); n != 0 {
