@@ -123,7 +123,7 @@ func (b *bus) dial(ctx context.Context, socket string, open func(context.Context
 	}
 	deadline, _ := ctx.Deadline()
 	_ = c.SetDeadline(deadline)
-	conn, err := dbus.NewConn(c, dbus.WithSignalHandler(b))
+	conn, err := dbus.NewConn(&quiet{Conn: c}, dbus.WithSignalHandler(b))
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("%s: %w", socket, err)

@@ -107,10 +107,10 @@ func (f *fixture) stopSlice(t *testing.T, d *systemd) {
 		return // the other fixture of the test does the rest
 	}
 	pattern := strings.TrimSuffix(parent(), ".slice")
-	out, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-c*.scope").Output()
-	if err != nil || len(out) > 0 {
-		t.Errorf("scopes are left: %v, %s", err, out)
-	}
+	until(t, "systemd to forget all scopes", func() bool {
+		out, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-c*.scope").CombinedOutput()
+		return err == nil && len(out) == 0
+	})
 	for _, name := range []string{pattern + "-a.slice", parent()} {
 		if err := d.stop(ctx, name); err != nil {
 			t.Error(err)

@@ -29,6 +29,7 @@ type systemd struct {
 	slice   string // of pods without a parent
 	version int
 	places  placeholders
+	going   going
 }
 
 const scopePrefix = "cri"
@@ -51,6 +52,7 @@ func newSystemd(cfg Config, l *layout) (*systemd, error) {
 		return nil, err
 	}
 	d := &systemd{cgroupfs: fs, bus: newBus(cfg.Logger), slice: slice, places: placeholders{of: map[string]*placeholder{}}}
+	d.going = going{dir: transientDir, since: map[string]leaving{}}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
 	if d.version, err = d.bus.version(ctx); err != nil {
@@ -142,6 +144,9 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 	res = d.oneMore(res)
 	props, err := d.properties(slice, scope, res)
 	if err != nil {
+		return nil, err
+	}
+	if err := d.forget(ctx, p); err != nil { // an earlier one of this name is not in the way
 		return nil, err
 	}
 	place, err := startPlaceholder()
@@ -292,31 +297,6 @@ func (d *systemd) properties(slice, scope string, res *specs.LinuxResources) ([]
 		}
 	}
 	return p.list, nil
-}
-
-// Delete kills what is left, has systemd forget the scope, and removes the directories that systemd knows nothing of. Each
-// has a deadline of its own: systemd, which may be executing itself anew on a busy machine, is waited for as long as in
-// Create.
-func (d *systemd) Delete(ctx context.Context, p string) error {
-	p, err := clean(p)
-	if err != nil {
-		return err
-	}
-	d.places.end(p)
-	_, scope, ok := scopeOf(p)
-	if !ok {
-		return d.cgroupfs.Delete(ctx, p)
-	}
-	if pids, err := d.processes(p); err != nil || len(pids) > 0 {
-		if err := d.cgroupfs.Kill(ctx, p); err != nil {
-			return err
-		}
-	}
-	if err := d.stop(ctx, scope); err != nil {
-		err = fmt.Errorf("delete scope %s: %w", p, err)
-		return errors.Join(err, d.cgroupfs.Delete(ctx, p))
-	}
-	return d.cgroupfs.Delete(ctx, p)
 }
 
 // Update tells the kernel first, which refuses what can't be, and then systemd, which must not write the old values
