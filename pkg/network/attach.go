@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -183,6 +182,12 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 	if p.NetNS != "" && errdefs.IsNotFound(netns.Check(p.NetNS)) {
 		p.NetNS = "" // CNI: the namespace is gone
 	}
+	if done, err := n.detachInProcess(ctx, p); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	} else if done {
+		n.forget(p.ID)
+		return faultpoint.Hit("network.detach.deleted")
+	}
 	cached, err := n.lib.GetCachedAttachments(p.ID)
 	if err != nil {
 		return fmt.Errorf("detach: cached results: %w", err)
@@ -219,7 +224,7 @@ func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns 
 		return err
 	}
 	// libcni has removed it, or keeps to itself that it couldn't.
-	err = os.Remove(filepath.Join(n.cfg.CacheDir, "results", a.Network+"-"+a.ContainerID+"-"+a.IfName))
+	err = os.Remove(n.resultFile(a.Network, a.ContainerID, a.IfName))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cached result: %w", err)
 	}

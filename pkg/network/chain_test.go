@@ -114,3 +114,67 @@ func look(t *testing.T, n *node, p Pod, r *Result) map[string]any {
 	}
 	return see
 }
+
+// An attachment that was made with the configuration in force goes without libcni; one of another configuration, or with a
+// record that can't be read, is libcni's. All leave nothing, which newNode looks for.
+func TestDetachInProcess(t *testing.T) {
+	const plugins = `{"type":"bridge","bridge":"ref0","isGateway":true,"ipMasq":true,"mtu":MTU,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.99.0.0/24"}]]}},` +
+		`{"type":"loopback"},{"type":"portmap","capabilities":{"portMappings":true}}`
+	for name, tt := range map[string]struct {
+		change func(t *testing.T, n *node, p Pod, file string)
+		done   bool
+	}{
+		"as it was":      {func(*testing.T, *node, Pod, string) {}, true},
+		"namespace gone": {func(t *testing.T, _ *node, p Pod, _ string) { _ = netns.Remove(p.NetNS) }, true},
+		"another configuration": {func(t *testing.T, n *node, _ Pod, _ string) {
+			n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1300"))
+		}, false},
+		"no configuration": {func(t *testing.T, n *node, _ Pod, _ string) {
+			if err := os.Remove(n.cfg.ConfDir + "/10.conflist"); err != nil {
+				t.Fatal(err)
+			}
+		}, false},
+		"another pod's": {func(t *testing.T, _ *node, p Pod, file string) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, file+".other", strings.ReplaceAll(string(b), p.ID, "another"))
+			if err := os.Rename(file+".other", file); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { write(t, file, string(b)) })
+		}, false},
+		"half written": {func(t *testing.T, _ *node, _ Pod, file string) {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { write(t, file, string(b)) })
+			write(t, file, string(b[:len(b)/2]))
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ModeAuto)
+			n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1400"))
+			p := newPod(t)
+			p.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}}
+			n.attach(t, p)
+			files, err := filepath.Glob(n.cfg.CacheDir + "/results/*" + p.ID + "*")
+			if err != nil || len(files) != 1 {
+				t.Fatalf("%v, %v", files, err)
+			}
+			tt.change(t, n, p, files[0])
+			q := p
+			if name == "namespace gone" {
+				q.NetNS = ""
+			}
+			if done, err := n.detachInProcess(t.Context(), q); err != nil || done != tt.done {
+				t.Errorf("%v, %v", done, err)
+			}
+			if _, err := os.Stat(files[0]); tt.done != os.IsNotExist(err) {
+				t.Errorf("the cached result: %v", err)
+			}
+		})
+	}
+}

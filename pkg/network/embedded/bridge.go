@@ -179,6 +179,10 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 // gatewayAddrs gives the bridge its addresses, and returns bridge and port as they are then: the bridge's hardware address may
 // have followed that of its first port.
 func (p *Plugins) gatewayAddrs(d *dialog, conf *bridgeConf, br, host netlink.Link, gateways []netip.Prefix) (_, _ netlink.Link, err error) {
+	if len(gateways) > 0 {
+		p.shared.mu.Lock()
+		defer p.shared.mu.Unlock()
+	}
 	index := br.Attrs().Index
 	var reqs []*nl.NetlinkRequest
 	for _, gw := range gateways {
@@ -191,7 +195,7 @@ func (p *Plugins) gatewayAddrs(d *dialog, conf *bridgeConf, br, host netlink.Lin
 	}
 	now := answers[len(gateways):]
 	for i, gw := range gateways {
-		if err := p.ensureAddr(br, conf, gw, answers[i].err); err != nil {
+		if err := ensureAddr(br, conf, gw, answers[i].err); err != nil {
 			return nil, nil, err
 		}
 		if answers[i].err == nil { // which may have changed the bridge
@@ -229,8 +233,7 @@ func (p *Plugins) addVeth(d *dialog, c Call, conf *bridgeConf, br netlink.Link, 
 		} else if answers[0].err == nil {
 			continue // the random name is taken
 		}
-		err = netns.DoFD(ns, func() error { return removeDead(c.IfName) })
-		if err != nil {
+		if err := removeDead(d, ns, c.IfName); err != nil {
 			return v, nil, err
 		}
 	}
@@ -320,10 +323,8 @@ func (p *Plugins) bridgeDel(ctx context.Context, c Call, conf *bridgeConf, stdin
 	if conf.IPMasq {
 		errs = append(errs, p.nat.Unmasquerade(owner(c, conf.Name), p.addresses(ctx, c, conf, stdin)))
 	}
-	if c.NetNS != "" {
-		// Before the addresses are given to others.
-		errs = append(errs, p.retire(c.NetNS, c.IfName))
-	}
+	// Before the addresses are given to others.
+	errs = append(errs, p.retire(c, conf.prev))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}

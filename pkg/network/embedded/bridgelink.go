@@ -72,17 +72,16 @@ func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {
 }
 
 // ensureAddr gives the bridge a gateway address and lets the host forward. was is the answer to addrRequest for it, which in the
-// common case says that it is there.
-func (p *Plugins) ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) error {
-	p.shared.mu.Lock()
-	defer p.shared.mu.Unlock()
+// common case says that it is there. The caller has held shared since before that request: of two networks with addresses that
+// exclude each other, one is first.
+func ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) error {
 	if was == nil { // it is new
 		h, err := handle()
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		if err := p.newAddr(h, br, conf, gw); err != nil {
+		if err := newAddr(h, br, conf, gw); err != nil {
 			return errors.Join(err, h.AddrDel(br, gatewayAddr(gw)))
 		}
 	} else if !errors.Is(was, unix.EEXIST) {
@@ -107,7 +106,7 @@ func gatewayAddr(gw netip.Prefix) *netlink.Addr {
 }
 
 // newAddr settles what a new address means for those that the bridge has.
-func (p *Plugins) newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
+func newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Prefix) error {
 	family := netlink.FAMILY_V4
 	if gw.Addr().Is6() {
 		family = netlink.FAMILY_V6
@@ -257,81 +256,6 @@ func addRoutes(h *netlink.Handle, l netlink.Link, r *current.Result, gw4, gw6 ne
 		if err := h.RouteAddEcmp(&n); err != nil {
 			return fmt.Errorf("route to %s via %s: %w", route.Dst.String(), gw, err)
 		}
-	}
-	return nil
-}
-
-// retire makes a pod's veth useless at once and has it deleted later. Idempotent; the namespace may be gone.
-func (p *Plugins) retire(path, ifname string) error {
-	var pod *netlink.LinkAttrs
-	err := inside(path, func(h *netlink.Handle) error {
-		l, err := h.LinkByName(ifname)
-		if notFound(err) || err == nil && l.Type() != "veth" {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", ifname, err)
-		}
-		addrs, err := addresses(h, l, netlink.FAMILY_ALL)
-		if err != nil {
-			return fmt.Errorf("addresses of %s: %w", ifname, err)
-		}
-		for _, a := range addrs {
-			if err := h.AddrDel(l, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-				return fmt.Errorf("remove address %s: %w", a.IP, err)
-			}
-		}
-		pod = l.Attrs()
-		return wrap(ifname, h.LinkSetGroup(l, deadGroup))
-	})
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil || pod == nil {
-		return err
-	}
-	h, err := handle()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	host, err := h.LinkByIndex(pod.ParentIndex) // IFLA_LINK of a veth is its peer
-	if notFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("host end of %s: %w", ifname, err)
-	}
-	if host.Type() != "veth" || host.Attrs().ParentIndex != pod.Index {
-		return nil
-	}
-	if err := h.LinkSetGroup(host, deadGroup); err != nil && !notFound(err) {
-		return fmt.Errorf("%s: %w", host.Attrs().Name, err)
-	}
-	p.reaper.later()
-	return nil
-}
-
-// removeDead deletes a retired link of that name in the calling thread's namespace; errdefs.ErrAlreadyExists for a
-// link that is in use.
-func removeDead(ifname string) error {
-	h, err := handle()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	l, err := h.LinkByName(ifname)
-	if notFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", ifname, err)
-	}
-	if l.Attrs().Group != deadGroup {
-		return fmt.Errorf("the pod has an interface %s already: %w", ifname, errdefs.ErrAlreadyExists)
-	}
-	if err := h.LinkDel(l); err != nil && !notFound(err) {
-		return fmt.Errorf("delete %s: %w", ifname, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containernetworking/cni/libcni"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -103,22 +104,9 @@ func (p *Plugins) Add(ctx context.Context, ch *Chain, c Call, capabilities map[s
 }
 
 func (p *Plugins) add(ctx context.Context, l link, c Call, capabilities map[string]any, prev *current.Result) (*current.Result, error) {
-	stdin := l.conf.Bytes
-	told := map[string]any{}
-	for name, wanted := range l.conf.Network.Capabilities {
-		if v, ok := capabilities[name]; ok && wanted {
-			told[name] = v
-		}
-	}
-	if len(told) > 0 {
-		conf, err := libcni.InjectConf(l.conf, map[string]any{"runtimeConfig": told})
-		if err != nil {
-			return nil, err
-		}
-		stdin = conf.Bytes
-		if l.parsed, err = p.parse(l.plugin, stdin); err != nil {
-			return nil, err
-		}
+	l, stdin, err := p.tell(l, capabilities)
+	if err != nil {
+		return nil, err
 	}
 	base := *l.base // what is kept is for all pods
 	base.prev = prev
@@ -131,5 +119,59 @@ func (p *Plugins) add(ctx context.Context, l link, c Call, capabilities map[stri
 		return p.forward(c, &base, l.portmap)
 	default:
 		return loopback(c, &base)
+	}
+}
+
+// tell returns the plugin with its configuration as it is with the capabilities that it asks for.
+func (p *Plugins) tell(l link, capabilities map[string]any) (_ link, stdin []byte, err error) {
+	told := map[string]any{}
+	for name, wanted := range l.conf.Network.Capabilities {
+		if v, ok := capabilities[name]; ok && wanted {
+			told[name] = v
+		}
+	}
+	if len(told) == 0 {
+		return l, l.conf.Bytes, nil
+	}
+	conf, err := libcni.InjectConf(l.conf, map[string]any{"runtimeConfig": told})
+	if err != nil {
+		return l, nil, err
+	}
+	l.parsed, err = p.parse(l.plugin, conf.Bytes)
+	return l, conf.Bytes, err
+}
+
+// Del runs DEL of all plugins, the last first, up to an error. prev is the result of Add, nil if it is lost.
+func (p *Plugins) Del(ctx context.Context, ch *Chain, c Call, capabilities map[string]any, prev *current.Result) error {
+	c.Command = "DEL"
+	for _, l := range slices.Backward(ch.links) {
+		err := validate(l.plugin, c)
+		if err == nil {
+			err = p.del(ctx, l, c, capabilities, prev)
+		}
+		if err != nil {
+			return fmt.Errorf("plugin type=%q failed (delete): %w", l.plugin, err)
+		}
+	}
+	return nil
+}
+
+func (p *Plugins) del(ctx context.Context, l link, c Call, capabilities map[string]any, prev *current.Result) error {
+	l, stdin, err := p.tell(l, capabilities)
+	if err != nil {
+		return err
+	}
+	base := *l.base
+	base.prev = prev
+	switch l.plugin {
+	case "bridge":
+		b := *l.bridge
+		b.conf = &base
+		return p.bridgeDel(ctx, c, &b, stdin)
+	case "portmap":
+		return p.unforward(c, &base, l.portmap)
+	default:
+		_, err := loopback(c, &base)
+		return err
 	}
 }

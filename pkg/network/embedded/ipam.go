@@ -46,8 +46,14 @@ func (p *Plugins) hostLocal(ctx context.Context, c Call, stdin []byte) (*current
 func (p *Plugins) ipam(ctx context.Context, b *bridgeConf, c Call, stdin []byte) (*current.Result, error) {
 	plugin := b.IPAM.Type
 	if p.ownIPAM(plugin) {
-		if b.leases != nil && c.Command == "ADD" {
-			return hostlocal.Add(ctx, b.leases, c.ContainerID, c.IfName)
+		if b.leases != nil {
+			switch c.Command {
+			case "ADD":
+				return hostlocal.Add(ctx, b.leases, c.ContainerID, c.IfName)
+			case "DEL":
+				_, err := hostlocal.Del(ctx, b.leases, c.ContainerID, c.IfName)
+				return nil, err
+			}
 		}
 		return p.hostLocal(ctx, c, stdin)
 	}

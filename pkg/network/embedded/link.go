@@ -57,18 +57,24 @@ type veth struct {
 // address and four routes on the host, and each time that a port comes or goes the kernel walks all of them, with the lock of
 // all network changes held. So before it is up it is told to make itself no address, and portRouteRequest takes the one
 // route that it still gets. (The sysctl disable_ipv6 does both, but who writes it spins until that lock is free.)
+//
+// The pair is made by a request of its own: those after it find the host end by its name, and with that taken they would change
+// somebody else's link.
 func (v veth) create(d *dialog) (netlink.Link, error) {
-	answers, err := d.do(v.request(), v.addressless(), v.up(), linkRequest(v.host, 0))
+	answers, err := d.do(v.request())
 	if err == nil {
 		err = answers[0].err
 	}
 	if err == nil {
-		err = answers[2].err // of the one between nothing depends: without IPv6 it is refused
+		answers, err = d.do(v.addressless(), v.up(), linkRequest(v.host, 0))
+	}
+	if err == nil {
+		err = answers[1].err // of the one before nothing depends: without IPv6 it is refused
 	}
 	if err != nil {
 		return nil, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
 	}
-	return answers[3].link()
+	return answers[2].link()
 }
 
 // set changes the host end by its name.
@@ -105,7 +111,7 @@ func portRouteRequest(index int) *nl.NetlinkRequest {
 }
 
 func (v veth) request() *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.hostMAC))

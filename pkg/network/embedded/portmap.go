@@ -38,14 +38,7 @@ func (p *Plugins) portmap(c Call, base *conf, stdin []byte) (*current.Result, er
 	case "GC":
 		return nil, wrap("portmap", p.collect(base))
 	case "DEL":
-		if len(conf.RuntimeConfig.PortMappings) == 0 {
-			return nil, nil
-		}
-		var maps []nat.Mapping
-		if base.prev != nil {
-			maps, _ = conf.mappings(c, base.prev) // nil looks through all
-		}
-		return nil, wrap("portmap", p.nat.Unforward(owner(c, base.Name), maps))
+		return nil, p.unforward(c, base, &conf)
 	case "STATUS":
 		return nil, nil
 	}
@@ -75,6 +68,18 @@ func (p *Plugins) forward(c Call, base *conf, conf *portmapConf) (*current.Resul
 		return nil, fmt.Errorf("portmap: %w", err)
 	}
 	return base.prev, nil
+}
+
+// unforward is DEL.
+func (p *Plugins) unforward(c Call, base *conf, conf *portmapConf) error {
+	if len(conf.RuntimeConfig.PortMappings) == 0 {
+		return nil
+	}
+	var maps []nat.Mapping
+	if base.prev != nil {
+		maps, _ = conf.mappings(c, base.prev) // nil looks through all
+	}
+	return wrap("portmap", p.nat.Unforward(owner(c, base.Name), maps))
 }
 
 // mappings returns one mapping of each port for each family that the pod has an address of and the host address allows.

@@ -223,8 +223,9 @@ func (s *store) last(set string) netip.Addr {
 // of returns the addresses of an attachment. Leases without an interface name are of old versions of the plugin.
 func (s *store) of(id, ifname string) []netip.Addr {
 	var as []netip.Addr
+	lease, old := content(id, ifname), strings.TrimSpace(id)
 	for a, c := range s.leases {
-		if c == content(id, ifname) || c == strings.TrimSpace(id) {
+		if c == lease || c == old {
 			as = append(as, a)
 		}
 	}

@@ -3,6 +3,7 @@ package netns
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -27,25 +28,35 @@ func openSysctl(name string, flags int) (*os.File, error) {
 	s := &sysctls
 	s.Lock()
 	defer s.Unlock()
-	if s.uses++; s.dir == 0 || s.dir > 0 && s.uses > sysctlUses {
-		fresh, err := newProc()
+	if s.uses++; s.dir == 0 || s.uses > sysctlUses {
+		fresh, err := freshProc()
 		if s.dir > 0 {
 			unix.Close(s.dir)
 		}
-		if s.dir, s.uses = fresh, 0; err != nil { // a nested container that may not
+		if s.dir, s.uses = fresh, 0; err != nil { // a nested container that may not, or no descriptor is left: for a while
 			s.dir = unix.AT_FDCWD
 		}
 	}
 	path := "sys/net/" + name
-	if s.dir == unix.AT_FDCWD {
-		path = "/proc/" + path
+	fd, err := -1, error(unix.EINVAL)
+	if s.dir > 0 {
+		fd, err = unix.Openat(s.dir, path, flags|unix.O_CLOEXEC, 0)
 	}
-	fd, err := unix.Openat(s.dir, path, flags|unix.O_CLOEXEC, 0)
+	if err != nil && !slices.Contains(answersOfProc, err) { // what the instance itself is bad for, /proc may be good for
+		fd, err = unix.Open("/proc/"+path, flags|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: "/proc/sys/net/" + name, Err: err}
 	}
 	return os.NewFile(uintptr(fd), "/proc/sys/net/"+name), nil
 }
+
+// answersOfProc are the errors that are about a sysctl and not about the procfs it was looked up in: it is not there, or may
+// not be opened in that way.
+var answersOfProc = []error{unix.ENOENT, unix.EACCES, unix.EPERM, unix.EROFS}
+
+// freshProc is newProc, but in tests.
+var freshProc = newProc
 
 // newProc makes a procfs, Linux 5.8: before it, it is another mount of the pid namespace's only one, which does no harm.
 func newProc() (int, error) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
@@ -66,4 +68,60 @@ func TestSetSysctl(t *testing.T) {
 			t.Errorf("the caller's is %s, was %s", after, before)
 		}
 	})
+}
+
+// Where no procfs can be made, or the one that was made is of no use, /proc serves; and one is tried again later.
+func TestSetSysctlWithoutProcfs(t *testing.T) {
+	testns.Root(t)
+	const name = "ipv4/conf/default/rp_filter"
+	path, err := Create("/run/netns", "cri-noproc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		freshProc = newProc
+		sysctls.uses = sysctlUses // so that the next user makes one
+		if err := Remove(path); err != nil {
+			t.Error(err)
+		}
+	}()
+	for what, tt := range map[string]struct {
+		make func() (int, error)
+		left int // what is used instead
+	}{
+		"may not":     {func() (int, error) { return -1, unix.EPERM }, unix.AT_FDCWD},
+		"refused":     {func() (int, error) { return -1, unix.EINVAL }, unix.AT_FDCWD},
+		"no room":     {func() (int, error) { return -1, unix.EMFILE }, unix.AT_FDCWD},
+		"of no use":   {func() (int, error) { return unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) }, 0},
+		"as it is":    {newProc, 0},
+		"of no use 2": {func() (int, error) { return unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) }, 0},
+	} {
+		t.Run(what, func(t *testing.T) {
+			tries := 0
+			freshProc = func() (int, error) { tries++; return tt.make() }
+			sysctls.uses = sysctlUses
+			for i := range 2 * (sysctlUses + 1) {
+				want := fmt.Sprint(i % 3)
+				err := Do(path, func() error {
+					if err := SetSysctl(name, want); err != nil {
+						return err
+					}
+					b, err := os.ReadFile("/proc/sys/net/" + name)
+					if err == nil && strings.TrimSpace(string(b)) != want {
+						err = fmt.Errorf("it is %s, not %s", b, want)
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tries != 2 || tt.left != 0 && sysctls.dir != tt.left {
+				t.Errorf("%d tries for two instances' uses, and %d is used", tries, sysctls.dir)
+			}
+			if err := SetSysctl("ipv4/conf/nolink/rp_filter", "1"); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("no such name: %v", err)
+			}
+		})
+	}
 }
