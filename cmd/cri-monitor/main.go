@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync"
 
@@ -37,6 +38,11 @@ type options struct {
 // catch has requests to end delivered to terms.
 func (o *options) catch() { signal.Notify(o.terms, unix.SIGTERM, unix.SIGINT) }
 
+// The main thread runs nothing but main, which waits. The kernel has a signal for the process handled by one thread, for
+// the end of a child by the one that has forked it (the main thread, where that has ended), and goes to no other if that one
+// is in a system call that can't be interrupted: behind a file system that hangs, no child would be reaped.
+func init() { runtime.LockOSThread() }
+
 func main() {
 	var o options
 	flag.StringVar(&o.socket, "socket", "/run/cri-server/monitor.sock", "unix socket to serve")
@@ -51,7 +57,9 @@ func main() {
 		fmt.Println(version)
 		return
 	}
-	if err := run(&o); err != nil {
+	done := make(chan error, 1)
+	go func() { done <- run(&o) }()
+	if err := <-done; err != nil {
 		fmt.Fprintln(os.Stderr, "cri-monitor:", err)
 		os.Exit(1)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -49,10 +50,14 @@ func (c *Command) Run(ctx context.Context, r *Reaper) (Status, error) {
 		env = os.Environ()
 	}
 	pidfd := -1 // so that the kill below can't reach another process: the Reaper may reap at any moment
-	child, err := r.Fork(func() (int, error) {
-		return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
-			Dir: c.Dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+	var child *Child
+	err = onThread(func() (err error) {
+		child, err = r.Fork(func() (int, error) {
+			return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
+				Dir: c.Dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+			})
 		})
+		return err
 	})
 	if err != nil {
 		return Status{}, fmt.Errorf("%s %s: %w", c.Path, strings.Join(c.Args, " "), err)
@@ -67,4 +72,19 @@ func (c *Command) Run(ctx context.Context, r *Reaper) (Status, error) {
 		return child.status, err
 	}
 	return s, nil
+}
+
+// onThread runs f on a thread that ends with it.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return
+		}
+		defer runtime.UnlockOSThread() // the main thread would not end
+		done <- onThread(f)
+	}()
+	return <-done
 }

@@ -5,6 +5,11 @@
 // shares. One Reaper per process collects them all; nothing else in the process may call wait (os/exec included:
 // use Fork). Command runs a program to its end that way.
 //
+// SIGCHLD says that there is something to collect. The kernel gives it to the thread that has forked the child, or to the
+// main thread where that one has ended, and while that thread is in a system call that can't be interrupted, nobody hears of
+// it. So children that may live longer than a moment are to be forked on a thread that ends, as Command does, and a program whose
+// threads may get stuck keeps its main thread free.
+//
 // Attend takes over processes of a predecessor, whose parent may be another: the kernel tells through a pidfd how
 // those ended.
 package reaper

@@ -168,3 +168,37 @@ func TestCommand(t *testing.T) {
 		t.Errorf("missing directory: %v", err)
 	}
 }
+
+// The end of a Command's program is told to the main thread: whatever thread it was asked for on may be stuck by then.
+func TestCommandIsTheMainThreads(t *testing.T) {
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	done := make(chan error, 1)
+	go func() {
+		_, err := (&Command{Path: "/bin/cat", Stdin: in}).Run(t.Context(), theReaper())
+		done <- err
+	}()
+	children := func(dir string) string {
+		b, err := os.ReadFile(dir + "/children") // CONFIG_PROC_CHILDREN
+		if err != nil {
+			t.Skip(err)
+		}
+		return string(b)
+	}
+	main := fmt.Sprintf("/proc/self/task/%d", os.Getpid())
+	before := children(main)
+	for now := before; now == before; now = children(main) {
+		select {
+		case err := <-done:
+			t.Fatalf("it has ended: %v", err)
+		default:
+		}
+	}
+	out.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

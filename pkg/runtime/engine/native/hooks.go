@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
 // Hooks get a bundle like that of an OCI runtime: config.json, and the root file system at bundleRoot, where it is seen
@@ -153,7 +154,11 @@ func (e *Engine) runOnHost(ctx context.Context, h specs.Hook, stdin *os.File) er
 	pidfd := -1
 	attr := &syscall.ProcAttr{Dir: "/", Env: append([]string{}, h.Env...), Files: []uintptr{stdin.Fd(), out.Fd(), out.Fd()},
 		Sys: &syscall.SysProcAttr{PidFD: &pidfd, Setsid: true}}
-	child, err := e.reaper.Fork(func() (int, error) { return syscall.ForkExec(h.Path, args, attr) })
+	var child *reaper.Child
+	err = onThread(func() (err error) { // see package reaper
+		child, err = e.reaper.Fork(func() (int, error) { return syscall.ForkExec(h.Path, args, attr) })
+		return err
+	})
 	if err != nil {
 		return classify(err)
 	}
