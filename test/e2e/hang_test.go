@@ -169,15 +169,9 @@ func TestHangingVolume(t *testing.T) {
 	}
 }
 
-// TestHangingLog: the file system of a pod's logs answers no more. Output waits, also that of other containers (one loop
-// moves it all), and what would need that loop is refused, by its name; what runs runs on, can be stopped, and is listed.
-//
-// In some runs (3 of 26) the program of an exec in another container does not end, nor by SIGKILL, until the file system is
-// gone. What it waits for in the kernel is not known; monitorStacks is to tell.
+// TestHangingLog: the file system of a pod's logs answers no more. That pod's output waits; every other pod lives its whole
+// life, logs and is executed in; what hangs runs on, can be stopped, and is listed; what needs the log is refused by its name.
 func TestHangingLog(t *testing.T) {
-	if os.Getenv("CRI_SERVER_HANG") == "" {
-		t.Skip("only with CRI_SERVER_HANG: an exec hangs in some runs, and it is not known why")
-	}
 	f := start(t, testnode.Options{})
 	f.pull(images.Busybox)
 	dir := filepath.Join(f.Dir, "tmp", "logs")
@@ -191,20 +185,29 @@ func TestHangingLog(t *testing.T) {
 	user := f.runContainer(id, pod, containerConfig("user", images.Busybox, "sh", "-c", "while :; do echo line; sleep 0.01; done"))
 	other := f.podConfig("other")
 	otherID := f.runPod(other)
-	quiet := f.runContainer(otherID, other, containerConfig("quiet", images.Busybox, "sleep", "1000"))
+	quiet := f.runContainer(otherID, other, containerConfig("quiet", images.Busybox, "sh", "-c", "while :; do echo still; sleep 0.1; done"))
 	fs.hang()
 	f.eventually("a line waits for its log", func() bool { return fs.waiting() > 0 })
 	f.answers()
-	x, err := f.Runtime.ExecSync(f.ctx, &cri.ExecSyncRequest{ContainerId: quiet, Cmd: []string{"echo", "there"}, Timeout: 20})
-	if string(x.GetStdout()) != "there\n" { // an exec's output goes to its client
-		t.Fatalf("exec: %v, %v\n%s", x, err, f.monitorStacks())
+	for _, c := range []string{quiet, user} {
+		x, err := f.Runtime.ExecSync(f.ctx, &cri.ExecSyncRequest{ContainerId: c, Cmd: []string{"echo", "there"}, Timeout: 20})
+		if string(x.GetStdout()) != "there\n" { // an exec's output goes to its client
+			t.Fatalf("exec: %v, %v\n%s", x, err, f.monitorStacks())
+		}
 	}
-	err = f.bounded("another pod", func(ctx context.Context) error {
-		_, err := f.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: f.podConfig("third")})
+	logged := func() int {
+		b, _ := os.ReadFile(filepath.Join(other.LogDirectory, "quiet.log"))
+		return strings.Count(string(b), "still")
+	}
+	before := logged()
+	f.eventually("another container's output is written", func() bool { return logged() > before+3 })
+	f.othersGoOn("third")
+	err := f.bounded("reopen", func(ctx context.Context) error {
+		_, err := f.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: user})
 		return err
 	})
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "logs/pod/user.log") {
-		t.Errorf("a pod that is run meanwhile: %v", err)
+		t.Errorf("a log that hangs is reopened: %v", err)
 	}
 	ends := make(chan error, 2)
 	for _, p := range []string{otherID, id} {
@@ -217,6 +220,7 @@ func TestHangingLog(t *testing.T) {
 		t.Error(err)
 	}
 	f.answers()
+	f.othersGoOn("fourth")
 	fs.abort()
 	f.removePod(id)
 	f.removePod(otherID)
@@ -235,10 +239,10 @@ func (f *fixture) monitorStacks() string {
 			_ = unix.Kill(pid, unix.SIGQUIT)
 		}
 	}
-	var asleep strings.Builder // in the kernel, not to be woken up
+	var asleep strings.Builder // in the kernel, not to be woken up; and what is executed, if it was not reaped
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, s := range stats {
-		if b, _ := os.ReadFile(s); strings.Contains(string(b), ") D ") || strings.Contains(string(b), ") S ") && strings.Contains(string(b), "(echo)") {
+		if b, _ := os.ReadFile(s); strings.Contains(string(b), ") D ") || strings.Contains(string(b), "(echo)") {
 			stack, _ := os.ReadFile(filepath.Join(filepath.Dir(s), "stack"))
 			fmt.Fprintf(&asleep, "%s%s", b, stack)
 		}

@@ -72,7 +72,7 @@ func (f *File) emit(out []byte) error {
 func (f *File) writeAll(p []byte) (n int, err error) {
 	for n < len(p) {
 		m, err := f.write(f.fd, p[n:])
-		if err == unix.EINTR {
+		if err == unix.EINTR || err == unix.EBADF && f.unhandle() { // it could not be opened before
 			continue
 		}
 		n += max(m, 0)

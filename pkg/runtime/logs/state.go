@@ -2,6 +2,8 @@ package logs
 
 import (
 	"bytes"
+	"fmt"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +27,37 @@ func (f *File) State() State {
 	return State{Dir: f.dir, Path: f.path, Last: f.clock.last, Part: f.part, Held: f.held, Wrote: f.wrote}
 }
 
-// Resume goes on with a File whose descriptor and State came from another process. It owns the descriptor.
+// Handle returns a descriptor of the file behind fd that Resume can go on with, and that has no need of the file system to
+// be closed (O_PATH); the caller closes it.
+func Handle(fd int) (int, error) {
+	h, err := unix.Open(selfFD(fd), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("log: %w", err)
+	}
+	return h, nil
+}
+
+func selfFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// unhandle makes of a Handle a descriptor that can be written to. It tells whether there is a new one.
+func (f *File) unhandle() bool {
+	flags, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFL, 0)
+	if err != nil || flags&unix.O_PATH == 0 {
+		return false
+	}
+	fd, err := unix.Open(selfFD(f.fd), unix.O_WRONLY|unix.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(f.fd)
+	f.fd = fd
+	return true
+}
+
+// Resume goes on with a File whose descriptor (or Handle) and State came from another process. It owns the descriptor.
 func Resume(fd int, s State) *File {
 	f := &File{dir: s.Dir, path: s.Path, fd: fd, next: -1, now: time.Now, write: unix.Write}
+	f.unhandle()
 	f.clock.last = s.Last
 	for i, p := range s.Part {
 		f.part[i] = bytes.Clone(p)

@@ -191,7 +191,7 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 		t.Close()
 	}
 	if err == nil {
-		c.streams, err = c.s.loop.Add(cfg)
+		c.streams, err = c.s.loops.Add(cfg)
 	} else {
 		pipes.closeOurs()
 		if log != nil {

@@ -18,6 +18,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
 )
 
 // fdStore is systemd's descriptor store of this process's unit (sd_pid_notify_with_fds(3), FDSTORE): what is in it comes
@@ -25,7 +27,8 @@ import (
 //
 // The manager ignores a descriptor that it has already, whatever its name, so each gets a name that depends on nothing
 // but itself: "c/", the container's id, device and inode. A memfd "c/ID/state.N" tells their order, and what they
-// are; the highest N counts whose descriptors are all there. The journal is "journal.0" to "journal.2".
+// are; the highest N counts whose descriptors are all there. The first loop's journal is "journal.0" to "journal.2", those of
+// the others are "journal.N.0" to "journal.N.2".
 type fdStore struct {
 	fd    int
 	log   *slog.Logger
@@ -74,13 +77,15 @@ func connectNotify(socket string) (int, error) {
 
 // put stores v, and removes what is no longer part of it.
 func (s *fdStore) put(v kept, fds []int) {
-	switch {
-	case v.Synced:
+	if v.Synced {
 		return
-	case v.Journal:
-		for i, fd := range fds {
-			s.send("FDSTOREREMOVE=1\nFDNAME=journal."+strconv.Itoa(i), -1)
-			s.send("FDSTORE=1\nFDPOLL=0\nFDNAME=journal."+strconv.Itoa(i), fd)
+	}
+	if number, ok := v.journal(); ok {
+		for i, name := range journalNames(number) {
+			s.send("FDSTOREREMOVE=1\nFDNAME="+name, -1)
+			if i < len(fds) {
+				s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, fds[i])
+			}
 		}
 		return
 	}
@@ -133,14 +138,22 @@ func (s *fdStore) resume(all map[string][]string) {
 	}
 }
 
+func journalNames(number int) []string {
+	prefix := "journal."
+	if number > 0 {
+		prefix += strconv.Itoa(number) + "."
+	}
+	return []string{prefix + "0", prefix + "1", prefix + "2"}
+}
+
 const statePart = "state."
 
 func storePrefix(id string) string { return "c/" + id + "/" }
 
 func storeName(id string, fd int) string {
-	var st unix.Stat_t
-	_ = unix.Fstat(fd, &st)
-	return fmt.Sprintf("%s%x.%d", storePrefix(id), st.Dev, st.Ino)
+	var st unix.Statx_t // which, unlike fstat(2), asks nothing of a file system that may hang
+	_ = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	return fmt.Sprintf("%s%x.%d", storePrefix(id), unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino)
 }
 
 // send tells the manager at once, or, when it is busy, as soon as it can be told: nothing here waits for it.
@@ -287,8 +300,10 @@ func (s *fdStore) recall(files map[string]int) []part {
 		}
 		return fds
 	}
-	if fds := take([]string{"journal.0", "journal.1", "journal.2"}); fds != nil {
-		parts = append(parts, part{kept: kept{Journal: true}, fds: fds})
+	for number := range stdio.MaxLoops {
+		if fds := take(journalNames(number)); fds != nil {
+			parts = append(parts, part{kept: keptJournal(number), fds: fds})
+		}
 	}
 	all := slices.Sorted(maps.Keys(files))
 	for _, name := range newestFirst(all) {

@@ -216,7 +216,7 @@ func (s *Server) freeze(ctx context.Context) (thaw func(), err error) {
 			return nil, err
 		}
 	}
-	resume, err := s.loop.Pause()
+	resume, err := s.loops.Pause()
 	if err != nil {
 		thaw()
 		return nil, err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +38,37 @@ func (k kept) MarshalJSON() ([]byte, error) {
 		b = append(b[:1], `"data":`...)
 	}
 	return append(append(b, k.Data...), '}'), nil
+}
+
+// keptJournal is the journal of a loop. That of the first one has had its own form before there were others; to keepers that
+// know of no others they are like containers, of ids that no container can have.
+func keptJournal(number int) kept {
+	if number == 0 {
+		return kept{Journal: true}
+	}
+	return kept{ID: journalPrefix + strconv.Itoa(number)}
+}
+
+const journalPrefix = "/journal/"
+
+// journal is the number of the journal that k stands for.
+func (k *kept) journal() (number int, ok bool) {
+	if k.Journal {
+		return 0, true
+	}
+	text, ok := strings.CutPrefix(k.ID, journalPrefix)
+	if !ok {
+		return 0, false
+	}
+	number, err := strconv.Atoi(text)
+	return number, err == nil && number > 0
+}
+
+// keepJournal tells the keepers of a loop's journal, or, without files, that it has gone.
+func (s *Server) keepJournal(number int, files []int) {
+	k := keptJournal(number)
+	k.Forget = files == nil
+	s.keepers.put(k, files, nil)
 }
 
 // keepers are those who hold what would go with this process: connections of cri-server, and systemd.
@@ -143,7 +176,9 @@ func (c *conn) keep(f *frame) error {
 	s := c.s
 	s.keepers.add(c, f.id)
 	c.task = &keepTask{f.id}
-	s.keepers.put(kept{Journal: true}, s.loop.Journal(), c)
+	for n, files := range s.loops.Journals() {
+		s.keepers.put(keptJournal(n), files, c)
+	}
 	for _, ct := range s.all() {
 		if ct.lockKept() {
 			ct.keepBy(c)

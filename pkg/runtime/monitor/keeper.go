@@ -249,7 +249,7 @@ func (k *keeper) take(f *frame) error {
 		return nil
 	}
 	closeFDs(k.parts[v.ID].fds)
-	if k.cfg.Packer != nil {
+	if k.cfg.Packer != nil && len(p.Data) > 0 {
 		p.Data, p.packed = k.cfg.Packer.Pack(p.Data)
 	}
 	k.parts[v.ID] = p

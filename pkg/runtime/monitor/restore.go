@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -86,21 +87,19 @@ func closeParts(parts []part) {
 // its own. It owns the descriptors. What fails is logged and returned.
 func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 	failed := map[string]string{}
-	var incomplete error
-	for _, p := range parts {
-		if p.Journal {
-			incomplete = s.takeJournal(p.fds)
-		}
-	}
-	parts = slices.DeleteFunc(parts, func(p part) bool { return p.Journal || p.Synced })
+	incomplete := s.takeJournals(parts)
+	parts = slices.DeleteFunc(parts, func(p part) bool {
+		_, journal := p.journal()
+		return journal || p.Synced
+	})
 	// What the former one was about to write lies where the next output goes.
-	if unfinished := s.loop.Unfinished(); unfinished >= 0 {
+	if unfinished := s.loops.Unfinished(); len(unfinished) > 0 {
 		slices.SortStableFunc(parts, func(a, b part) int {
-			return boolOrder(a.slot() == unfinished, b.slot() == unfinished)
+			return boolOrder(slices.Contains(unfinished, a.slot()), slices.Contains(unfinished, b.slot()))
 		})
 	}
 	for _, p := range parts {
-		c, err := s.restore(ctx, p.Data, p.fds, true, incomplete == nil)
+		c, err := s.restore(ctx, p.Data, p.fds, true)
 		switch {
 		case errdefs.IsAlreadyExists(err): // another keeper was faster
 		case err != nil:
@@ -137,19 +136,22 @@ func boolOrder(a, b bool) int {
 	return 1
 }
 
-// takeJournal replaces the loop by one that goes on with another process's journal. There must be no containers.
-func (s *Server) takeJournal(fds []int) error {
+// takeJournals goes on with another process's journals. There must be no containers.
+func (s *Server) takeJournals(parts []part) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.containers) > 0 {
-		closeFDs(fds)
-		return fmt.Errorf("this cri-monitor has containers already: %w", errdefs.ErrFailedPrecondition)
+	used := len(s.containers) > 0
+	s.mu.Unlock()
+	var failed []error
+	for _, p := range parts {
+		number, ok := p.journal()
+		switch {
+		case !ok:
+		case used:
+			closeFDs(p.fds)
+			failed = append(failed, fmt.Errorf("this cri-monitor has containers already: %w", errdefs.ErrFailedPrecondition))
+		default:
+			failed = append(failed, s.loops.Adopt(number, p.fds))
+		}
 	}
-	loop, err := stdio.Resume(s.log, fds)
-	if err != nil {
-		return err
-	}
-	s.loop.Close()
-	s.loop = loop
-	return nil
+	return errors.Join(failed...)
 }

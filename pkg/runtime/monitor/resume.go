@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"syscall"
@@ -42,13 +43,13 @@ func ResumeServer(cfg ServerConfig, state *os.File) (*Server, error) {
 	if s.ln, err = inheritListener(v.Listener); err != nil {
 		return nil, err
 	}
-	if s.loop, err = stdio.Resume(cfg.Log, v.Journal); err != nil {
+	if s.loops, err = stdio.Resume(cfg.Log, s.keepJournal, v.journals()); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
 	for _, e := range v.Containers {
-		if _, err := s.restore(ctx, e.Data, e.Files, false, false); err != nil {
+		if _, err := s.restore(ctx, e.Data, e.Files, false); err != nil {
 			cfg.Log.Error("container lost in an upgrade", "err", err)
 		}
 	}
@@ -66,9 +67,19 @@ func ResumeServer(cfg ServerConfig, state *os.File) (*Server, error) {
 	return s, nil
 }
 
+// journals are those of all loops, by number.
+func (v *savedServer) journals() map[int][]int {
+	all := map[int][]int{0: v.Journal}
+	maps.Copy(all, v.Journals)
+	return all
+}
+
 // inherited are all descriptors of the state.
 func (v *savedServer) inherited() []int {
-	fds := append([]int{v.Listener, v.Lock}, v.Journal...)
+	fds := []int{v.Listener, v.Lock}
+	for _, files := range v.journals() {
+		fds = append(fds, files...)
+	}
 	for _, e := range v.Containers {
 		fds = append(fds, e.Files...)
 	}

@@ -112,9 +112,8 @@ func (v *savedContainer) take(fds []int) (stdio.Files, error) {
 }
 
 // restore goes on with a container that another cri-monitor has saved; died tells that it had no time to say its last
-// word, journal that what it was about to say is in the journal. It owns fds, also on error. The container's end is not
-// awaited yet.
-func (s *Server) restore(ctx context.Context, data json.RawMessage, fds []int, died, journal bool) (c *container, err error) {
+// word; what it was about to say is in its loop's journal. It owns fds, also on error. The container's end is not awaited yet.
+func (s *Server) restore(ctx context.Context, data json.RawMessage, fds []int, died bool) (c *container, err error) {
 	var v savedContainer
 	if err := json.Unmarshal(data, &v); err != nil {
 		closeFDs(fds)
@@ -135,18 +134,18 @@ func (s *Server) restore(ctx context.Context, data json.RawMessage, fds []int, d
 		return nil, err
 	}
 	defer c.unlock()
-	if err := c.restore(ctx, &v, files, died, journal); err != nil {
+	if err := c.restore(ctx, &v, files, died); err != nil {
 		s.forget(c)
 		return nil, fmt.Errorf("restore container %s: %w", c.id, err)
 	}
 	return c, nil
 }
 
-func (c *container) restore(ctx context.Context, v *savedContainer, files stdio.Files, died, journal bool) error {
+func (c *container) restore(ctx context.Context, v *savedContainer, files stdio.Files, died bool) error {
 	var err error
 	st := v.State
 	// First: an engine that can't go on must not keep the output from being read.
-	if c.streams, err = c.s.loop.Restore(c.id, v.Stdio, files, journal, c.inputClosed); err != nil {
+	if c.streams, err = c.s.loops.Restore(c.id, v.Stdio, files, died, c.inputClosed); err != nil {
 		closeFDs(v.Engine.Files)
 		return err
 	}

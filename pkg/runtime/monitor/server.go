@@ -54,7 +54,7 @@ type Server struct {
 	cfg     ServerConfig
 	log     *slog.Logger
 	version Version
-	loop    *stdio.Loop
+	loops   *stdio.Loops
 	events  events
 	// oomScoreAdj is what processes get whose spec asks for nothing: the monitor's own before it lowered it.
 	oomScoreAdj int
@@ -103,7 +103,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if s.lock, err = lockSoon(cfg.StateDir, cfg.Socket); err != nil {
 		return nil, err
 	}
-	if s.loop, err = stdio.New(cfg.Log); err != nil {
+	if s.loops, err = stdio.New(cfg.Log, s.keepJournal); err != nil {
 		s.lock.Close()
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (s *Server) recall(files map[string]int) {
 	}
 	parts := store.recall(files)
 	if !slices.ContainsFunc(parts, func(p part) bool { return p.Journal }) {
-		store.put(kept{Journal: true}, s.loop.Journal())
+		store.put(keptJournal(0), s.loops.Journals()[0])
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
@@ -230,7 +230,7 @@ func (s *Server) Serve() error {
 	s.mu.Unlock()
 	s.work.Wait()
 	s.trim.Stop()
-	s.loop.Close()
+	s.loops.Close()
 	s.lock.Close()
 	return nil
 }

@@ -45,14 +45,16 @@ func CheckHeader(header []byte) error {
 // savedServer is all that the next program gets. Descriptors are numbers that it inherits.
 type savedServer struct {
 	savedHeader
-	Frozen      time.Time `json:"frozen"`
-	Started     time.Time `json:"started"`
-	Listener    int       `json:"listener"`
-	Lock        int       `json:"lock"`
-	Journal     []int     `json:"journal"`
-	EventSeq    uint64    `json:"event_seq"`
-	OOMScoreAdj int       `json:"oom_score_adj"`
-	Notify      string    `json:"notify,omitempty"`
+	Frozen   time.Time `json:"frozen"`
+	Started  time.Time `json:"started"`
+	Listener int       `json:"listener"`
+	Lock     int       `json:"lock"`
+	Journal  []int     `json:"journal"` // of the first loop
+	// Journals are those of the other loops, by number.
+	Journals    map[int][]int `json:"journals,omitempty"`
+	EventSeq    uint64        `json:"event_seq"`
+	OOMScoreAdj int           `json:"oom_score_adj"`
+	Notify      string        `json:"notify,omitempty"`
 	// Stored are the names of what the service manager keeps, by container.
 	Stored     map[string][]string `json:"stored,omitempty"`
 	Containers []savedEntry        `json:"containers"`
@@ -250,12 +252,16 @@ func readState(f *os.File) (*savedServer, error) {
 func (s *Server) save() (v *savedServer, fds []int, err error) {
 	v = &savedServer{
 		savedHeader: savedHeader{savedVersionMin, s.version.Build}, Frozen: time.Now(), Started: s.version.Started,
-		Journal: s.loop.Journal(), EventSeq: s.events.last(), OOMScoreAdj: s.oomScoreAdj, Notify: s.cfg.Notify,
+		Journals: s.loops.Journals(), EventSeq: s.events.last(), OOMScoreAdj: s.oomScoreAdj, Notify: s.cfg.Notify,
 	}
 	if s.keepers.store != nil {
 		v.Stored = s.keepers.store.stored()
 	}
-	fds = append(fds, v.Journal...)
+	for _, files := range v.Journals {
+		fds = append(fds, files...)
+	}
+	v.Journal = v.Journals[0]
+	delete(v.Journals, 0)
 	if v.Listener, err = rawFD(s.ln); err != nil {
 		return nil, nil, err
 	}

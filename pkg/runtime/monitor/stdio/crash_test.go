@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
 )
 
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 		worker()
 		return
 	}
-	os.Exit(m.Run())
+	testns.Main(m)
 }
 
 // The worker's descriptors.
@@ -38,12 +39,12 @@ const (
 )
 
 func worker() {
-	l, err := Resume(slog.Default(), []int{workerJournal, workerJournal + 1, workerJournal + 2})
+	l, err := resumeLoop(slog.Default(), []int{workerJournal, workerJournal + 1, workerJournal + 2})
 	if err == nil {
 		var s *Streams
 		f := NoFiles
 		f.Stdout, f.Log = workerStdout, workerLog
-		if s, err = l.Restore("c", Saved{Slot: 0}, f, true, nil); err == nil {
+		if s, err = l.restore("c", Saved{Slot: 0}, f, true, nil); err == nil {
 			s.Stop(context.Background(), time.Hour)
 			s.Close()
 		}

@@ -1,11 +1,12 @@
 // Package stdio moves the bytes of all containers: from their stdout, stderr and terminals to log files and
 // attachments, and from attachments to their stdin.
 //
-// One Loop, which is one goroutine with one epoll set and one shared buffer, serves every container of the node, so
-// that a container costs a few hundred bytes here, not stacks and buffers. Everything it does is non-blocking but for
-// write(2) to the log files: a reader of an attachment that is too slow is dropped, a file system that is full makes
-// records wait in memory and then the container's own writes. While a file system does not answer at all, nothing is
-// moved for anybody; who wants something of the Loop is told so after a while, and is not held up.
+// One Loop, which is one goroutine with one epoll set and one shared buffer, serves every container whose log is in one
+// file system, so that a container costs a few hundred bytes here, not stacks and buffers. Everything it does is
+// non-blocking but for what it asks of the log files: a reader of an attachment that is too slow is dropped, a file system
+// that is full makes records wait in memory and then the container's own writes. While a file system does not answer at
+// all, nothing is moved for those who log to it; who wants something of their Loop is told so after a while, and is not
+// held up. The Loops of other file systems go on, and so does the one of containers without a log; see Loops.
 package stdio
 
 import (
@@ -42,6 +43,7 @@ var (
 	retryEvery = time.Second            // between two tries to write to a full file system
 	ttyEvery   = 250 * time.Millisecond // between two looks at a terminal that nobody has open
 	answerTime = 5 * time.Second        // that the loop may take before its callers give up
+	lateTime   = 100 * time.Millisecond // the same, where a caller has given up and nothing has been done since
 )
 
 // errClosed is the answer of a Loop that was closed.
@@ -57,6 +59,13 @@ type Loop struct {
 	done     chan struct{}
 	paused   atomic.Bool
 	serving  atomic.Pointer[Streams] // whose log may be being written now
+	late     atomic.Bool             // a caller has waited for answerTime; nothing has been done since
+	users    atomic.Int32            // Streams that were not closed
+
+	number  int    // in Loops
+	dev     uint64 // the file system of its logs; 0: not known
+	flushes bool   // which has something to do when a descriptor is closed, and may hang then
+	resumed bool   // it goes on with the journal of a former one
 
 	mu     sync.Mutex
 	calls  []func()
@@ -67,16 +76,16 @@ type Loop struct {
 	gen     int32
 	stop    bool
 	journal *journal
-	buf     []byte // the journal's
-	records *logs.Buffer
+	buf     []byte       // the journal's
+	records *logs.Buffer // nil until there is a log
 	timers  map[timed]time.Time
 }
 
 // timed is something that wants to be called again at a time.
 type timed interface{ expire() }
 
-// New starts a Loop. Close ends it.
-func New(log *slog.Logger) (*Loop, error) {
+// newLoop starts a Loop. Close ends it.
+func newLoop(log *slog.Logger) (*Loop, error) {
 	j, err := newJournal()
 	if err != nil {
 		return nil, err
@@ -88,9 +97,8 @@ func New(log *slog.Logger) (*Loop, error) {
 	return l, err
 }
 
-// Resume starts a Loop with the journal of a former one, see Journal, whose process has died or was replaced. It owns
-// the files, also on error. The Streams are restored next, the one with slot Unfinished first.
-func Resume(log *slog.Logger, files []int) (*Loop, error) {
+// resumeLoop starts a Loop with the journal of a former one. It owns the files, also on error.
+func resumeLoop(log *slog.Logger, files []int) (*Loop, error) {
 	j, err := mapJournal(files)
 	if err != nil {
 		closeAll(files...)
@@ -99,22 +107,12 @@ func Resume(log *slog.Logger, files []int) (*Loop, error) {
 	if err = j.recover(); err == nil {
 		var l *Loop
 		if l, err = start(log, j); err == nil {
+			l.resumed = true
 			return l, nil
 		}
 	}
 	j.close()
 	return nil, err
-}
-
-// Journal are the files that Resume needs. They stay the Loop's.
-func (l *Loop) Journal() []int { return []int{l.journal.memfd, l.journal.in, l.journal.out} }
-
-// Unfinished is the Slot of the Streams that a former process was serving when it died, -1 if there is none.
-func (l *Loop) Unfinished() int {
-	if l.journal.lost == nil {
-		return -1
-	}
-	return l.journal.lost.slot
 }
 
 func start(log *slog.Logger, j *journal) (*Loop, error) {
@@ -133,7 +131,6 @@ func start(log *slog.Logger, j *journal) (*Loop, error) {
 		watches: map[int32]*watch{},
 		journal: j,
 		buf:     j.buf(),
-		records: logs.NewBuffer(),
 		timers:  map[timed]time.Time{},
 	}
 	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)}
@@ -188,7 +185,11 @@ func (l *Loop) call(ctx context.Context, f func() error) error {
 
 // answer waits for the result of what was posted. Late: it is not there yet, and will come.
 func (l *Loop) answer(ctx context.Context, result <-chan error) (err error, late bool) { //nolint:revive // late explains err
-	timer := time.NewTimer(answerTime)
+	patience := answerTime
+	if l.late.Load() {
+		patience = lateTime
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case err := <-result:
@@ -196,6 +197,7 @@ func (l *Loop) answer(ctx context.Context, result <-chan error) (err error, late
 	case <-ctx.Done():
 		return ctx.Err(), true
 	case <-timer.C:
+		l.late.Store(true)
 		return l.stuck(), true
 	}
 }
@@ -217,6 +219,9 @@ func (l *Loop) run() {
 		if err != nil && err != unix.EINTR {
 			l.log.Error("container output can't be read any more", "err", err)
 			break
+		}
+		if l.late.Load() {
+			l.late.Store(false)
 		}
 		for _, ev := range events[:max(n, 0)] {
 			if ev.Fd == int32(l.wake) {

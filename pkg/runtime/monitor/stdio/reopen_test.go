@@ -27,7 +27,7 @@ func served(t *testing.T, l *Loop) (s *Streams, stdout *os.File, path string) {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	s, err = l.Add(Config{ID: "c", Stdin: -1, Stdout: p[0], Stderr: -1, Terminal: -1, Log: log})
+	s, err = l.add(Config{ID: "c", Stdin: -1, Stdout: p[0], Stderr: -1, Terminal: -1, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func texts(t *testing.T, path string) string {
 // A process that dies while a log is reopened is followed by one that has what was kept last. So the new file is kept
 // before anything is in it: nothing comes behind it in the old one.
 func TestReopenedLogIsKeptBeforeItIsWritten(t *testing.T) {
-	l, err := New(slog.New(slog.DiscardHandler))
+	l, err := newLoop(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestReopenedLogIsKeptBeforeItIsWritten(t *testing.T) {
 
 // When the new file can't be opened the old one stays, nothing is kept, and the output goes on.
 func TestReopenFails(t *testing.T) {
-	l, err := New(slog.New(slog.DiscardHandler))
+	l, err := newLoop(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 // Saved are the streams of one container as Restore needs them in another process. What a process that died suddenly
 // would have lost with it is in the journal.
 type Saved struct {
-	Slot          int        `json:"slot"` // in the journal
+	Slot          int        `json:"slot"` // in the journals, see journalOf
 	Log           logs.State `json:"log,omitzero"`
 	StdinOnce     bool       `json:"stdin_once,omitempty"`
 	TerminalInput bool       `json:"terminal_input,omitempty"`
@@ -39,17 +39,25 @@ func (s *Streams) Save(ctx context.Context) (v Saved, f Files, err error) {
 		v, f = s.save()
 		return v, f, nil
 	}
-	err = s.l.call(ctx, func() error { v, f = s.save(); return f.dup() })
+	err = s.l.call(ctx, func() error { v, f = s.save(); return f.dup(s.l.flushes) })
 	return v, f, err
 }
 
-func (f *Files) dup() error {
+// dup duplicates the files. With flushes the log becomes one that can only be opened anew: whoever closes another, as
+// each process does that ends or executes a program, has to wait for its file system.
+func (f *Files) dup(flushes bool) error {
 	all := []*int{&f.Stdin, &f.Stdout, &f.Stderr, &f.Terminal, &f.Log}
 	for i, at := range all {
 		if *at < 0 {
 			continue
 		}
-		fd, err := unix.FcntlInt(uintptr(*at), unix.F_DUPFD_CLOEXEC, 3)
+		var fd int
+		var err error
+		if at == &f.Log && flushes {
+			fd, err = logs.Handle(*at)
+		} else {
+			fd, err = unix.FcntlInt(uintptr(*at), unix.F_DUPFD_CLOEXEC, 3)
+		}
 		if err != nil {
 			for _, at := range all[:i] {
 				closeAll(*at)
@@ -63,6 +71,9 @@ func (f *Files) dup() error {
 
 func (s *Streams) save() (Saved, Files) {
 	v, f := Saved{Slot: s.slot}, NoFiles
+	if s.slot >= 0 {
+		v.Slot += s.l.number * maxSlots
+	}
 	if s.log != nil {
 		f.Log = s.log.FD()
 		v.Log = s.log.State()
@@ -95,13 +106,12 @@ func (s *Streams) save() (Saved, Files) {
 	return v, f
 }
 
-// Restore goes on with the streams that another process has saved; died tells that it could not say its last word. The
-// files are the Loop's from now on, also on error.
-func (l *Loop) Restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
+func (l *Loop) restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
 	s := &Streams{l: l, id: id, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
 	s.logPath = filepath.Join(v.Log.Dir, v.Log.Path)
 	result := make(chan error, 1)
 	if !l.post(func() { result <- s.restore(v, f, died) }) {
+		l.users.Add(-1)
 		closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
 		return nil, errClosed
 	}
@@ -130,6 +140,9 @@ func (s *Streams) restore(v Saved, f Files, died bool) error {
 		}
 		s.log = logs.Resume(f.Log, v.Log)
 		if died {
+			if s.l.records == nil {
+				s.l.records = logs.NewBuffer()
+			}
 			j.redo(s.slot, s.log, s.l.records)
 		}
 	}

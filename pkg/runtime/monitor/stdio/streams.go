@@ -50,17 +50,18 @@ type Streams struct {
 	open        int  // outs not at their end
 	blocked     bool // the log holds as much as it may, or is being reopened
 	reopening   bool // the new file is not used yet
+	closed      bool
 	drained     chan struct{}
 }
 
-// Add begins to serve a container. The descriptors and the log are the Loop's from now on, also on error.
-func (l *Loop) Add(c Config) (*Streams, error) {
+func (l *Loop) add(c Config) (*Streams, error) {
 	s := &Streams{l: l, id: c.ID, log: c.Log, inputClosed: c.InputClosed, terminal: c.Terminal, drained: make(chan struct{})}
 	if c.Log != nil {
 		s.logPath = c.Log.Path()
 	}
 	result := make(chan error, 1)
 	if !l.post(func() { s.slot = l.journal.alloc(); result <- s.start(c) }) {
+		l.users.Add(-1)
 		return nil, errClosed
 	}
 	err, late := l.answer(context.Background(), result)
@@ -86,6 +87,9 @@ func (s *Streams) start(c Config) error {
 	add(c.Stdout, logs.Stdout, false)
 	add(c.Stderr, logs.Stderr, false)
 	s.open = len(s.outs)
+	if s.log != nil && s.l.records == nil {
+		s.l.records = logs.NewBuffer()
+	}
 	stdin := c.Stdin
 	var err error
 	if c.Terminal >= 0 && c.TerminalInput {
@@ -145,7 +149,10 @@ func (s *Streams) Close() {
 }
 
 func (s *Streams) close() {
-	s.stopped = true
+	if s.closed {
+		return
+	}
+	s.closed, s.stopped = true, true
 	s.reopened()
 	for _, o := range s.outs {
 		if !s.blocked {
@@ -166,6 +173,7 @@ func (s *Streams) close() {
 	}
 	s.l.journal.release(s.slot)
 	s.slot = -1
+	s.l.users.Add(-1)
 }
 
 // ReopenLog goes on in a new log file; on error the old one stays. Before anything is in the new one, keep is called,

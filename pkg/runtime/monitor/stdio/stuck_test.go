@@ -20,7 +20,7 @@ func TestStuck(t *testing.T) {
 	was := answerTime
 	answerTime = 20 * time.Millisecond
 	t.Cleanup(func() { answerTime = was })
-	l, err := New(slog.New(slog.DiscardHandler))
+	l, err := newLoop(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestStuck(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := l.Add(Config{ID: id, Stdin: -1, Stdout: p[0], Stderr: -1, Terminal: -1, Log: log})
+		s, err := l.add(Config{ID: id, Stdin: -1, Stdout: p[0], Stderr: -1, Terminal: -1, Log: log})
 		return s, p[1], err
 	}
 	s, in, err := add("first")

@@ -1,0 +1,215 @@
+package stdio
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
+)
+
+// device mounts a file system of its own at a new directory.
+func device(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("test", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// writer is a container that logs to dir; its stdout is the test's.
+func writer(t *testing.T, g *Loops, id, dir string) (s *Streams, stdout *os.File) {
+	t.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	c := Config{ID: id, Stdin: -1, Stdout: p[0], Stderr: -1, Terminal: -1}
+	if dir != "" {
+		var err error
+		if c.Log, err = logs.Open(dir, id+".log"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := g.Add(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, os.NewFile(uintptr(p[1]), "stdout")
+}
+
+func await(t *testing.T, dir, id, want string) {
+	t.Helper()
+	for got := ""; got != want; got = texts(t, filepath.Join(dir, id+".log")) {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// While one file system does not answer, the containers that log to others, or nowhere, go on; nothing is lost.
+func TestLoopsAreApart(t *testing.T) {
+	testns.Root(t)
+	was := answerTime
+	answerTime = 50 * time.Millisecond
+	t.Cleanup(func() { answerTime = was })
+	told := map[int]int{}
+	g, err := New(slog.New(slog.DiscardHandler), func(n int, files []int) { told[n] = len(files) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	hanging, fine := device(t), device(t)
+	s, in := writer(t, g, "stuck", hanging)
+	s2, in2 := writer(t, g, "goes-on", fine)
+	s3, in3 := writer(t, g, "no-log", "")
+	s4, in4 := writer(t, g, "beside", fine)
+	if s.l == s2.l || s3.l == s.l || s3.l == s2.l || s2.l != s4.l || !maps.Equal(told, map[int]int{1: 3, 2: 3}) {
+		t.Fatalf("%p %p %p %p, told %v", s.l, s2.l, s3.l, s4.l, told)
+	}
+	again := make(chan struct{})
+	s.l.serving.Store(s)
+	s.l.post(func() { <-again }) // as a write(2) that hangs
+	fmt.Fprintln(in, "later")
+	fmt.Fprintln(in2, "now")
+	await(t, fine, "goes-on", "now")
+	if _, err := s3.Attach(-1, -1, -1); err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	if resume, err := g.Pause(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "stuck.log") {
+		t.Errorf("pause: %v, %v", resume != nil, err)
+	}
+	if _, _, err := s2.Save(t.Context()); err != nil { // the others were not left paused
+		t.Errorf("save: %v", err)
+	}
+	close(again)
+	await(t, hanging, "stuck", "later")
+	for i, s := range []*Streams{s, s2, s3, s4} {
+		[]*os.File{in, in2, in3, in4}[i].Close()
+		s.Stop(t.Context(), time.Minute)
+		s.Close()
+		s.Close()
+		if n := s.l.users.Load(); n != []int32{0, 1, 0, 0}[i] {
+			t.Errorf("%d: %d users", i, n)
+		}
+	}
+}
+
+// Loops without a container go when there are many; number and slots stay apart.
+func TestLoopsAreTrimmed(t *testing.T) {
+	testns.Root(t)
+	var told []string
+	g, err := New(slog.New(slog.DiscardHandler), func(n int, files []int) { told = append(told, fmt.Sprint(n, len(files))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for range idleLoops + 3 {
+		s, in := writer(t, g, "c", device(t))
+		if v, _, err := s.Save(t.Context()); err != nil || v.Slot/maxSlots != s.l.number {
+			t.Errorf("%+v %v", v, err)
+		}
+		in.Close()
+		s.Close()
+	}
+	want := []string{"1 3", "2 3", "3 3", "4 3", "5 3", "5 0", "5 3", "5 0", "5 3"}
+	if !slices.Equal(told, want) || len(g.loops) != idleLoops+2 {
+		t.Errorf("%v, %d loops", told, len(g.loops))
+	}
+}
+
+// What a process leaves that dies, its successor goes on with, in each file system by its own journal.
+func TestLoopsResume(t *testing.T) {
+	testns.Root(t)
+	log := slog.New(slog.DiscardHandler)
+	g, err := New(log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{device(t), device(t)}
+	type left struct {
+		v Saved
+		f Files
+	}
+	var all []left
+	var ins []*os.File
+	for _, dir := range dirs {
+		s, in := writer(t, g, "c", dir)
+		fmt.Fprint(in, "line\nits ")
+		await(t, dir, "c", "line")
+		var l left
+		for l.v.Slot/maxSlots == 0 || s.lengthOfPart(t) == 0 {
+			if l.v, l.f, err = s.Save(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, ins = append(all, l), append(ins, in)
+	}
+	journals := g.Journals()
+	for n, files := range journals {
+		for i, fd := range files {
+			if journals[n][i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	g.Close() // keeps its descriptors, as after a death
+	next, err := New(log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	for n, files := range journals {
+		if err := next.Adopt(n, files); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := next.Adopt(1, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("twice: %v", err)
+	}
+	if err := next.Adopt(MaxLoops, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("too many: %v", err)
+	}
+	for i, l := range all {
+		h, err := logs.Handle(l.f.Log) // as keepers have it where close(2) may hang
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(l.f.Log)
+		l.f.Log = h
+		s, err := next.Restore("c", l.v, l.f, true, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(ins[i], "end")
+		await(t, dirs[i], "c", "line its end")
+		again, in := writer(t, next, "d", dirs[i])
+		if again.l != s.l {
+			t.Errorf("%d: a file system has two loops", i)
+		}
+		in.Close()
+		again.Close()
+		ins[i].Close()
+		s.Stop(t.Context(), time.Minute)
+		s.Close()
+	}
+}
+
+// lengthOfPart is that of the line whose newline has not come.
+func (s *Streams) lengthOfPart(t *testing.T) (n int) {
+	t.Helper()
+	if err := s.l.call(t.Context(), func() error { n = len(s.log.Part(logs.Stdout)); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
