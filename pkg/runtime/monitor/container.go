@@ -30,9 +30,9 @@ const (
 type container struct {
 	s       *Server
 	id      string
-	dir     string         // the engine's
-	cgroup  *engine.Cgroup // where its processes are; nil when only the OCI runtime knows
-	oom     *engine.Cgroup
+	dir     string              // the engine's
+	cgroup  engine.PackedCgroup // where its processes are; zero when only the OCI runtime knows
+	oom     engine.PackedCgroup
 	oomKill uint64 // the kernel's count at the beginning
 	// ownPids: its init is pid 1 of its own pid namespace, so that the kernel kills all others with it.
 	ownPids     bool
@@ -118,7 +118,7 @@ func (c *container) exited(status reaper.Status) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	oom := false
-	if n, ok := oomKills(c.oom); ok {
+	if n, ok := oomKills(c.oom.Cgroup()); ok {
 		oom = n > c.oomKill
 	}
 	if !c.ownPids {

@@ -65,12 +65,12 @@ func (r *CreateRequest) describe() *savedContainer {
 func (s *Server) reserve(id string, v *savedContainer) (*container, error) {
 	c := &container{
 		s: s, id: id, dir: filepath.Join(s.cfg.StateDir, "containers", id),
-		cgroup: v.Cgroup, oom: v.OOM, oomKill: v.OOMKills, ownPids: v.OwnPids, oci: v.OCI, oomScoreAdj: v.OOMScoreAdj,
+		cgroup: v.Cgroup.Pack(), oom: v.OOM.Pack(), oomKill: v.OOMKills, ownPids: v.OwnPids, oci: v.OCI, oomScoreAdj: v.OOMScoreAdj,
 		uids: v.UIDs, gids: v.GIDs,
 		op:      make(chan struct{}, 1),
 		stopped: make(chan struct{}),
 	}
-	if c.oom == nil {
+	if c.oom == (engine.PackedCgroup{}) {
 		c.oom = c.cgroup
 	}
 	c.op <- struct{}{}
@@ -204,7 +204,7 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 		_ = ctr.Delete(ctx)
 		return State{}, err
 	}
-	c.oomKill, _ = oomKills(c.oom)
+	c.oomKill, _ = oomKills(c.oom.Cgroup())
 	st := State{
 		ID: c.id, Status: Created, Pid: proc.Pid(), CreatedAt: time.Now(), TTY: req.Spec.Process.Terminal,
 	}

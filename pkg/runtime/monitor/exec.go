@@ -181,9 +181,9 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 	x := &session{c: c}
 	cfg := &engine.ExecConfig{Process: call.Process, Seccomp: call.Seccomp, Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2]}
 	c.execs.begin(x)
-	if c.oci == nil && c.cgroup != nil {
+	if c.oci == nil && c.cgroup != (engine.PackedCgroup{}) {
 		var err error
-		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup, x.n); err != nil {
+		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup.Cgroup(), x.n); err != nil {
 			c.s.log.Warn("exec without a cgroup of its own", "container", c.id, "err", err)
 		} else {
 			c.execs.add(x.cg)

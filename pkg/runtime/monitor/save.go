@@ -50,11 +50,11 @@ type savedContainer struct {
 // save describes the container. The first `own` of the descriptors belong to the container, the caller closes the others.
 func (c *container) save(ctx context.Context, sessions bool) (v savedContainer, fds []int, own int, err error) {
 	v = savedContainer{
-		Version: savedVersionMin, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup, OOM: c.oom, OOMKills: c.oomKill,
+		Version: savedVersionMin, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup.Cgroup(), OOMKills: c.oomKill,
 		OwnPids: c.ownPids, OOMScoreAdj: c.oomScoreAdj, UIDs: c.uids, GIDs: c.gids,
 	}
-	if c.oom == c.cgroup {
-		v.OOM = nil
+	if c.oom != c.cgroup {
+		v.OOM = c.oom.Cgroup()
 	}
 	if v.Engine, err = c.ctr.Save(); err != nil {
 		return v, nil, 0, err
@@ -164,8 +164,8 @@ func (c *container) restore(ctx context.Context, v *savedContainer, files stdio.
 	}
 	c.ctr = a.Container
 	c.sessions = a.Sessions
-	if c.cgroup != nil && c.oci == nil {
-		c.execs.find(c.cgroup)
+	if cg := c.cgroup.Cgroup(); cg != nil && c.oci == nil {
+		c.execs.find(cg)
 	}
 	switch {
 	case st.Status != Created || a.Pending:

@@ -49,7 +49,7 @@ func (d *saved) waiting() *savedPending {
 func (c *container) Save() (*engine.Saved, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup, Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
+	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup.Cgroup(), Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
 	s := &engine.Saved{Files: []int{c.init.pidfd}}
 	if c.pending != nil {
 		if err := c.pending.stub.settled(); err != nil { // nobody else could make sense of the answer
@@ -109,7 +109,7 @@ func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted,
 	if len(files) != want || !whole(d.Spec) || d.Pending != nil && !whole(w.Spec) || d.Pid <= 0 {
 		return nil, fmt.Errorf("saved container %q with %d of %d files: %w", d.ID, len(files), want, errdefs.ErrDataLoss)
 	}
-	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: d.Spec, cgroup: d.Cgroup, joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
+	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: e.kept.share(d.Spec), cgroup: d.Cgroup.Pack(), joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
 	if c.init, err = e.attend(d.Pid, files[0]); err != nil {
 		return nil, fmt.Errorf("container %s: %w", d.ID, err)
 	}

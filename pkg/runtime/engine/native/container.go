@@ -22,7 +22,7 @@ type container struct {
 	id     string
 	dir    string
 	spec   *specs.Spec // what remains of it, see kept
-	cgroup *engine.Cgroup
+	cgroup engine.PackedCgroup
 	joins  uintptr // CLONE_NEW* of the namespaces that are not the host's
 	ids    idMap   // of its user namespace
 	init   *process
@@ -63,7 +63,11 @@ func kept(s *specs.Spec) *specs.Spec {
 	if s.Linux.Seccomp != nil {
 		l.Seccomp = &specs.LinuxSeccomp{Flags: s.Linux.Seccomp.Flags}
 	}
-	return &specs.Spec{Process: &p, Hooks: s.Hooks, Annotations: s.Annotations, Linux: l}
+	k := &specs.Spec{Process: &p, Linux: l}
+	if hasHooks(s) { // who are told the annotations
+		k.Hooks, k.Annotations = s.Hooks, s.Annotations
+	}
+	return k
 }
 
 // process is a process of a container. Its pidfd is closed by the container.
@@ -170,7 +174,7 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 		}
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
 	}
-	return &container{engine: e, id: config.ID, dir: config.Dir, spec: kept(spec), cgroup: config.Cgroup, joins: ns.all(),
+	return &container{engine: e, id: config.ID, dir: config.Dir, spec: e.kept.share(kept(spec)), cgroup: config.Cgroup.Pack(), joins: ns.all(),
 		ids: b.ids, pending: b.pending(),
 		init: &process{child: b.stub.child, pidfd: b.stub.pidfd, terminal: b.terminal}}, nil
 }

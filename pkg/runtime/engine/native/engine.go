@@ -34,6 +34,8 @@ type Engine struct {
 	home    *os.File
 	// stubProc is set once the kernel has refused proc's pidns= option, procByNS once it has taken it.
 	stubProc, procByNS atomic.Bool
+	// kept is what containers share of their specs.
+	kept shared
 }
 
 // New makes an engine whose processes r reaps. It needs root, and returns errdefs.ErrNotImplemented where the kernel

@@ -262,7 +262,7 @@ func (s *session) cgroup() *engine.Cgroup {
 	if s.config.Cgroup != nil {
 		return s.config.Cgroup
 	}
-	return s.c.cgroup
+	return s.c.cgroup.Cgroup()
 }
 
 func (s *session) affinity() specs.CPUAffinity {

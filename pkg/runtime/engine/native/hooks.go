@@ -213,7 +213,7 @@ func (b *builder) createHooks() error {
 	if len(prestart(h))+len(h.CreateRuntime)+len(h.CreateContainer) == 0 {
 		return nil
 	}
-	c := &container{engine: b.engine, id: b.config.ID, dir: b.config.Dir, spec: b.spec, cgroup: b.config.Cgroup,
+	c := &container{engine: b.engine, id: b.config.ID, dir: b.config.Dir, spec: b.spec, cgroup: b.config.Cgroup.Pack(),
 		joins: b.ns.all(), ids: b.ids, init: &process{child: b.stub.child, pidfd: b.stub.pidfd}}
 	defer func() {
 		for _, p := range c.execs {

@@ -38,7 +38,7 @@ func (c *container) Kill(ctx context.Context) error {
 }
 
 func (c *container) killCgroup(ctx context.Context) error {
-	cg := c.cgroup
+	cg := c.cgroup.Cgroup()
 	switch {
 	case cg == nil:
 		return nil

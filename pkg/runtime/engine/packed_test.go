@@ -1,0 +1,63 @@
+package engine
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestPackedCgroup(t *testing.T) {
+	v1 := map[string]string{}
+	for _, h := range []string{"cpu", "cpuacct", "memory", "name=systemd", "pids"} {
+		v1[h] = "/sys/fs/cgroup/" + h + "/kubepods/pod1/c1"
+	}
+	for name, c := range map[string]*Cgroup{
+		"nil":         nil,
+		"empty":       {},
+		"v2":          {Unified: "/sys/fs/cgroup/kubepods/pod1/c1"},
+		"v1":          {V1: v1},
+		"both":        {Unified: "/sys/fs/cgroup/unified/kubepods/pod1/c1", V1: v1},
+		"one":         {V1: map[string]string{"pids": "/p"}},
+		"same":        {V1: map[string]string{"cpu": "/a/b", "cpuacct": "/a/b"}},
+		"nothing":     {V1: map[string]string{"cpu": "/a", "pids": "/b"}},
+		"inside":      {V1: map[string]string{"cpu": "/a/xb/c", "pids": "/a/yb/c"}},
+		"contained":   {V1: map[string]string{"cpu": "/c", "pids": "/a/c"}},
+		"empty paths": {V1: map[string]string{"cpu": "", "pids": ""}},
+		"odd":         {Unified: "/u\n=/\"x", V1: map[string]string{"a=b\n": "/\n/\"x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := c.Pack()
+			if got := p.Cgroup(); !reflect.DeepEqual(got, c) {
+				t.Errorf("%+v came back as %+v", c, got)
+			}
+			if p != c.Pack() || (p == PackedCgroup{}) != (c == nil) {
+				t.Error("two of the same differ, or one is taken for none")
+			}
+		})
+	}
+	if p := (&Cgroup{V1: v1}).Pack(); p.tail != "/kubepods/pod1/c1" {
+		t.Errorf("it ends in %q", p.tail)
+	}
+	if a, b := (&Cgroup{V1: v1}).Pack(), (&Cgroup{Unified: "/sys/fs/cgroup/kubepods/pod1/c1", V1: v1}).Pack(); a == b {
+		t.Error("two that differ are equal")
+	}
+}
+
+func BenchmarkPackedCgroup(b *testing.B) {
+	c := &Cgroup{V1: map[string]string{}}
+	for i := range 12 {
+		c.V1[fmt.Sprint("controller", i)] = fmt.Sprintf("/sys/fs/cgroup/controller%d/kubepods/pod%s/%s", i, strings.Repeat("p", 36), strings.Repeat("c", 64))
+	}
+	p := c.Pack()
+	b.Run("pack", func(b *testing.B) {
+		for b.Loop() {
+			p = c.Pack()
+		}
+	})
+	b.Run("unpack", func(b *testing.B) {
+		for b.Loop() {
+			c = p.Cgroup()
+		}
+	})
+}
