@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/holder"
 )
 
 // lockDir makes dir and takes it for this process until the file is closed; the kernel lets go of it when the process
@@ -29,9 +31,12 @@ func lockDir(dir string, mode os.FileMode) (*os.File, error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		b, _ := io.ReadAll(io.LimitReader(f, 32))
-		return nil, fmt.Errorf("%s is in use by another cri-server, pid %s (it holds %s): %w",
-			dir, strings.TrimSpace(string(b)), path, errdefs.ErrAlreadyExists)
+		who := holder.Of(f)
+		if who == "" {
+			b, _ := io.ReadAll(io.LimitReader(f, 32))
+			who = "pid " + strings.TrimSpace(string(b))
+		}
+		return nil, fmt.Errorf("%s is in use by another cri-server: %s is held by %s: %w", dir, path, who, errdefs.ErrAlreadyExists)
 	}
 	// The pid is for the message only; a full disk must not keep a server from its start.
 	pid := strconv.Itoa(os.Getpid()) + "\n"

@@ -132,7 +132,7 @@ func (s Snapshot) cgroups() {
 		if err != nil || !d.IsDir() {
 			return nil //nolint:nilerr // cgroups come and go while one looks
 		}
-		if filepath.Dir(path) == "/sys/fs/cgroup" && d.Name() == "unified" && !isCgroup(path) {
+		if filepath.Dir(path) == "/sys/fs/cgroup" && d.Name() == "unified" && !IsCgroup(path) {
 			return filepath.SkipDir // see HideUnified
 		}
 		// Unit tests and nodes that run at the same time have their own; package testns and Node.Stop look after them.
@@ -147,7 +147,8 @@ func (s Snapshot) cgroups() {
 	})
 }
 
-func isCgroup(dir string) bool {
+// IsCgroup tells whether a directory is one of a cgroup hierarchy.
+func IsCgroup(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && (st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC)
 }

@@ -136,7 +136,7 @@ func (n *Node) cgroups() []string {
 	unified, _ := filepath.Glob("/sys/fs/cgroup" + n.opts.Cgroup)
 	var found []string
 	for _, root := range append(roots, unified...) {
-		if !isCgroup(root) {
+		if !IsCgroup(root) {
 			continue
 		}
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

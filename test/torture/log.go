@@ -88,7 +88,7 @@ func (r *logReader) record(b []byte) error {
 		return fmt.Errorf("is behind one of %s", r.last)
 	}
 	r.last = string(f[0])
-	if r.handler != "" && which == stream.Stderr && bytes.HasPrefix(f[3], []byte(r.handler+" create failed: ")) {
+	if r.word(which, f[3]) {
 		return nil
 	}
 	r.bytes += int64(len(f[3]))
@@ -105,6 +105,14 @@ func (r *logReader) record(b []byte) error {
 	r.parts[which] = part[:0]
 	r.bytes++
 	return nil
+}
+
+// word tells whether a record is of an OCI runtime: on stderr, before the container's program has written its first line.
+func (r *logReader) word(which int, text []byte) bool {
+	if r.handler == "" || which != stream.Stderr || r.lines[which] > 0 || len(r.parts[which]) > 0 {
+		return false
+	}
+	return !bytes.HasPrefix(stream.AppendLine(nil, r.seed, which, 0), text)
 }
 
 // end compares what was there with what the program has counted.

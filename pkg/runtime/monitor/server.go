@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/holder"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor/stdio"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
@@ -161,9 +163,10 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("lock of %s: %w", dir, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
+		defer f.Close()
 		if err == unix.EWOULDBLOCK {
-			return nil, fmt.Errorf("another cri-monitor holds %s: %w", dir, errdefs.ErrAlreadyExists)
+			who := cmp.Or(holder.Of(f), "another process")
+			return nil, fmt.Errorf("another cri-monitor has %s: its lock is held by %s: %w", dir, who, errdefs.ErrAlreadyExists)
 		}
 		return nil, fmt.Errorf("lock of %s: %w", dir, err)
 	}
