@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -202,6 +201,12 @@ func TestHangingLog(t *testing.T) {
 	before := logged()
 	f.eventually("another container's output is written", func() bool { return logged() > before+3 })
 	f.othersGoOn("third")
+	if err := f.bounded("another cri-server", func(ctx context.Context) error {
+		return errors.Join(f.KillServer(), f.StartServer(ctx))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	f.answers()
 	err := f.bounded("reopen", func(ctx context.Context) error {
 		_, err := f.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: user})
 		return err
@@ -232,13 +237,7 @@ func TestHangingLog(t *testing.T) {
 
 // monitorStacks ends cri-monitor and returns what its goroutines were at.
 func (f *fixture) monitorStacks() string {
-	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, d := range dirs {
-		b, _ := os.ReadFile(d)
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(d))); err == nil && strings.Contains(string(b), "cri-monitor\x00--socket\x00"+f.State) {
-			_ = unix.Kill(pid, unix.SIGQUIT)
-		}
-	}
+	_ = unix.Kill(f.monitor(), unix.SIGQUIT)
 	var asleep strings.Builder // in the kernel, not to be woken up; and what is executed, if it was not reaped
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, s := range stats {

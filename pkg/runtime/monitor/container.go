@@ -56,7 +56,8 @@ type container struct {
 	sessions []engine.Process // of a former process, until their connections are restored
 	gone     bool             // deleted; guarded by op
 
-	keeping sync.Mutex // one picture of it at a time goes to those who keep it
+	keeping sync.Mutex  // one picture of it at a time goes to those who keep it
+	unkept  atomic.Bool // the last one could not be made
 }
 
 // lock takes op. The error is ctx's.

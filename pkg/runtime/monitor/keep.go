@@ -15,6 +15,9 @@ import (
 // keepTime bounds what one keeper may hold up.
 const keepTime = time.Second
 
+// keepAgain is when a picture that could not be made, because the file system of a log hangs, is tried again.
+const keepAgain = 5 * time.Second
+
 // kept is what a keeper gets of one container, or of the journal, with its descriptors. It replaces what it got before.
 type kept struct {
 	ID      string          `json:"id,omitempty"`
@@ -140,9 +143,13 @@ func (c *container) keepBy(only *conn) {
 	defer cancel()
 	v, fds, own, err := c.save(ctx, false)
 	if err != nil {
-		c.s.log.Error("container would not survive this process", "container", c.id, "err", err)
+		if !c.unkept.Swap(true) {
+			c.s.log.Error("container would not survive this process, until it can be asked again", "container", c.id, "err", err)
+		}
+		time.AfterFunc(keepAgain, c.inputClosed)
 		return
 	}
+	c.unkept.Store(false)
 	defer closeFDs(fds[own:])
 	data, err := json.Marshal(&v)
 	if err != nil {
@@ -152,7 +159,8 @@ func (c *container) keepBy(only *conn) {
 	c.s.keepers.put(kept{ID: c.id, Data: data}, fds, only)
 }
 
-// inputClosed is called by the loop, which must not wait: whoever keeps stdin keeps it open.
+// inputClosed is called by the loop, which must not wait: whoever keeps stdin keeps it open. The new picture also has what
+// could not be given before.
 func (c *container) inputClosed() {
 	if _, ok := c.s.freezer.enter(1); !ok {
 		return // everything is told again after an upgrade
