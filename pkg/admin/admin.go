@@ -14,7 +14,8 @@
 //	POST /images/pin                {"ref": …, "pinned": true}
 //	GET  /operations                → [operation.Timeline]
 //	GET  /process                   → Process
-//	GET  /debug/pprof/…             → profiles of cri-server, for `go tool pprof` (net/http/pprof)
+//	GET  /debug/pprof/…             → profiles of cri-server, for `go tool pprof` (net/http/pprof); those of waiting, mutex and
+//	                                  block, with ?seconds=N only
 //	POST /gc                        {"dry_run": …} → Collected
 package admin
 
@@ -26,6 +27,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errhttp"
@@ -121,8 +124,30 @@ func Handler(images Images, operations func() []operation.Timeline, collect Coll
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/mutex", contention(func(on bool) { runtime.SetMutexProfileFraction(map[bool]int{true: 1}[on]) }))
+	mux.HandleFunc("GET /debug/pprof/block", contention(func(on bool) { runtime.SetBlockProfileRate(map[bool]int{true: 1}[on]) }))
 	mux.HandleFunc("POST /gc", s.collectGarbage)
 	return mux
+}
+
+// contention serves a profile of waiting, ?seconds=N of it, which the program takes down only meanwhile: nothing is paid for it at
+// other times. One is made at a time.
+func contention(record func(on bool)) http.HandlerFunc {
+	var one sync.Mutex
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("seconds") == "" {
+			http.Error(w, "say for how long: ?seconds=5", http.StatusBadRequest)
+			return
+		}
+		if !one.TryLock() {
+			http.Error(w, "a profile of this kind is being made", http.StatusConflict)
+			return
+		}
+		defer one.Unlock()
+		record(true)
+		defer record(false)
+		pprof.Index(w, r)
+	}
 }
 
 type server struct {

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -241,5 +243,23 @@ func TestContent(t *testing.T) {
 	}
 	if list, err := c.DiskUsage(ctx); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// TestContention: profiles of waiting are of a given time, and nothing is taken down at others.
+func TestContention(t *testing.T) {
+	h := Handler(nil, nil, nil, slog.New(slog.DiscardHandler))
+	for path, want := range map[string]int{
+		"/debug/pprof/mutex": http.StatusBadRequest, "/debug/pprof/block": http.StatusBadRequest,
+		"/debug/pprof/mutex?seconds=1": http.StatusOK, "/debug/pprof/block?seconds=1": http.StatusOK,
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		if w.Code != want || want == http.StatusOK && w.Body.Len() == 0 {
+			t.Errorf("%s: %d, %d bytes", path, w.Code, w.Body.Len())
+		}
+	}
+	if n := runtime.SetMutexProfileFraction(-1); n != 0 {
+		t.Errorf("one of %d contended locks is still taken down", n)
 	}
 }

@@ -139,6 +139,16 @@ func (g *group) cpu() time.Duration {
 	return time.Duration(keyed(filepath.Join(dir, "cpu.stat"), "usage_usec")) * time.Microsecond
 }
 
+// split is cpu by where it was used: in programs, and in the kernel for them.
+func (g *group) split() (user, system time.Duration) {
+	dir := filepath.Join(accounting(), g.path)
+	if cgroup2() {
+		file := filepath.Join(dir, "cpu.stat")
+		return time.Duration(keyed(file, "user_usec")) * time.Microsecond, time.Duration(keyed(file, "system_usec")) * time.Microsecond
+	}
+	return time.Duration(number(filepath.Join(dir, "cpuacct.usage_user"))), time.Duration(number(filepath.Join(dir, "cpuacct.usage_sys")))
+}
+
 // kernelMemory is what the kernel charges the pods for its own objects, KiB; -1 where it doesn't tell.
 func (g *group) kernelMemory() float64 {
 	if cgroup2() {

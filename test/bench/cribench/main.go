@@ -57,15 +57,15 @@ type size struct {
 	RestartsPeers []int `json:"restart_peers"` // the same for runtimes that take long
 }
 
-var full = size{Passes: 3, Cycles: 15, Workers: []int{1, 4, 8, 16}, PerWorker: 4, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 100},
-	Lists: []int{50, 500, 1000}, ListsPeers: []int{100}, Idle: 1000, IdleSecs: 60, ProbeSecs: 10, LogMB: 512,
-	Restarts: []int{0, 100, 500}, RestartsPeers: []int{0, 50}}
+var full = size{Passes: 3, Cycles: 15, Workers: []int{1, 2, 4, 8, 16}, PerWorker: 4, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 50, 200},
+	Lists: []int{50, 500, 1000}, ListsPeers: []int{50, 500}, Idle: 1000, IdleSecs: 60, ProbeSecs: 10, LogMB: 512,
+	Restarts: []int{0, 100, 500}, RestartsPeers: []int{0, 100}}
 
 var quick = size{Passes: 2, Cycles: 4, Workers: []int{1, 8}, PerWorker: 2, Grow: []int{10, 50}, GrowPeers: []int{10},
-	Lists: []int{50, 200}, ListsPeers: []int{20}, Idle: 100, IdleSecs: 10, ProbeSecs: 2, LogMB: 128,
+	Lists: []int{50, 200}, ListsPeers: []int{50}, Idle: 100, IdleSecs: 10, ProbeSecs: 2, LogMB: 128,
 	Restarts: []int{0, 10}, RestartsPeers: []int{0, 10}}
 
-var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle", "probes", "logs", "restart", "syscalls", "spans", "systemd", "floor"}
+var allPhases = []string{"latency", "limit", "parallel", "grow", "lists", "idle", "probes", "logs", "restart", "syscalls", "spans", "systemd", "profile", "floor"}
 
 func main() {
 	var o options

@@ -37,6 +37,7 @@ var phases = []phase{
 	{"syscalls", false, syscalls},
 	{"spans", true, spans},
 	{"systemd", true, systemdWork},
+	{"profile", false, profiling},
 }
 
 func measure(ctx context.Context, o options) (*results, error) {

@@ -42,11 +42,12 @@ func page(name, dir string, r *results) error {
 		}
 		fmt.Fprintf(&s, "\n![%s](%s)\n", p.title, rel)
 	}
+	s.WriteString(goalsSection(r))
 	writeGrids(&s, "##", r)
 	if f := r.Floor; f != nil {
 		fmt.Fprintf(&s, "\nThe floor: pod start %s ms (p50 / p95 / p99), CPU %s ms, end %s ms.\n", three(&f.Start), figure(f.CPU.mean()), three(&f.End))
 	}
-	s.WriteString(failures(r) + systemdSection(dir))
+	s.WriteString(profileSection(r) + failures(r) + systemdSection(dir))
 	if b, err := os.ReadFile(filepath.Join(dir, "pulls.md")); err == nil { // of pullbench
 		s.WriteString("\n" + string(b))
 	}

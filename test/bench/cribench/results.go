@@ -49,7 +49,8 @@ type result struct {
 	Idle      *idle               `json:"idle,omitempty"`
 	Spans     map[string]*samples `json:"spans,omitempty"`      // stages of calls, cri-server's
 	SpanOrder []string            `json:"span_order,omitempty"` // the stages in their order
-	Errors    []string            `json:"errors,omitempty"`     // phases that failed
+	Profiles  *profiles           `json:"profiles,omitempty"`
+	Errors    []string            `json:"errors,omitempty"` // phases that failed
 }
 
 // samples are single measurements.

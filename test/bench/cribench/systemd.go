@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -23,10 +24,11 @@ const systemdTimeout = 30 * time.Second
 // aboveAll is the slice above those of all runtimes.
 const aboveAll = "cribench.slice"
 
-// Rows of what systemd does for a pod: CPU of it and its bus, which is in no runtime's cgroup, and its jobs.
+// Rows of what systemd does for a pod: CPU of it and its bus, which is in no runtime's cgroup, its jobs, and the calls to it.
 const (
-	systemdCPU  = "systemd"
-	systemdJobs = "systemd jobs"
+	systemdCPU   = "systemd"
+	systemdJobs  = "systemd jobs"
+	systemdCalls = "systemd calls"
 )
 
 // units are what a runtime has in systemd with that cgroup driver: cribench-tN.slice holds the scope of the daemon and, for
@@ -224,6 +226,16 @@ func systemdWork(ctx context.Context, d *daemon, s size, r *result) error {
 	first := d.nextFew(pods)
 	before := d.group.units.settled(ctx)
 	jobs := d.group.units.jobs()
+	if err := d.lives(ctx, first, pods); err != nil {
+		return err
+	}
+	record(&r.CPU, systemdCPU, ms(d.group.units.settled(ctx)-before)/float64(pods))
+	record(&r.CPU, systemdJobs, float64(d.group.units.jobs()-jobs)/float64(pods))
+	return systemdMessages(ctx, d, r)
+}
+
+// lives takes pods, whose slices there are, through their life.
+func (d *daemon) lives(ctx context.Context, first, pods int) error {
 	for i := range pods {
 		p, err := d.begin(ctx, first+i, limits{}, nil)
 		if err != nil {
@@ -237,9 +249,49 @@ func systemdWork(ctx context.Context, d *daemon, s size, r *result) error {
 			return err
 		}
 	}
-	record(&r.CPU, systemdCPU, ms(d.group.units.settled(ctx)-before)/float64(pods))
-	record(&r.CPU, systemdJobs, float64(d.group.units.jobs()-jobs)/float64(pods))
 	return nil
+}
+
+// systemdMessages counts the method calls that reach systemd while pods live, by its own socket and by the bus: strace(1) sees it
+// read them.
+func systemdMessages(ctx context.Context, d *daemon, r *result) error {
+	const pods = 4
+	first := d.nextFew(pods)
+	file := filepath.Join(d.dir, "strace-systemd")
+	defer os.Remove(file)
+	c := exec.CommandContext(ctx, "strace", "-q", "-s", "2", "-e", "trace=recvmsg", "-o", file, "-p", "1")
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("strace: %w", err)
+	}
+	end := sync.OnceFunc(func() { _ = c.Process.Signal(unix.SIGINT); _ = c.Wait() })
+	defer end()
+	if err := attached(1, c.Process.Pid); err != nil {
+		return err
+	}
+	if err := d.lives(ctx, first, pods); err != nil {
+		return err
+	}
+	d.group.units.settled(ctx)
+	end()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	record(&r.CPU, systemdCalls, float64(methodCalls(string(b)))/pods)
+	return nil
+}
+
+// methodCall is the first read of a message whose type is 1: see the D-Bus specification, "Message Format". systemd reads a
+// header first, by itself.
+var methodCall = regexp.MustCompile(`^recvmsg\(\d+, .*?iov_base="[lB]\\1"?\.*, iov_len=(16|24)\}`)
+
+func methodCalls(strace string) (n int) {
+	for l := range strings.Lines(strace) {
+		if methodCall.MatchString(l) {
+			n++
+		}
+	}
+	return n
 }
 
 // systemdSection is the page's part about the run with systemd, from systemd.json beside the other results; empty without.

@@ -75,10 +75,11 @@ func grids(r *results) []grid {
 	}
 	add("One after the other", rows...)
 	rows = nil
-	for _, c := range append([]string{podStart, podEnd, podLife}, calls[1:5]...) {
+	for _, c := range append([]string{podStart, podEnd, podLife}, slices.DeleteFunc(slices.Clone(calls[1:10]), func(c string) bool { return c == podEnd })...) {
 		rows = append(rows, of(c, "CPU ms, mean", func(t *result) string { return figure(t.CPU[c].mean()) }))
 	}
 	rows = append(rows, of("pod life: systemd and its bus beside it", "CPU ms, mean", func(t *result) string { return figure(t.CPU[systemdCPU].mean()) }),
+		of("pod life: method calls to systemd", "per pod", func(t *result) string { return figure(t.CPU[systemdCalls].mean()) }),
 		of("pod life: jobs of systemd", "per pod", func(t *result) string { return figure(t.CPU[systemdJobs].mean()) }))
 	if r.Floor != nil {
 		rows = append(rows, of("CPU of pod start, by the floor's", "x", func(t *result) string { return figure(t.CPU[podStart].mean() / r.Floor.CPU.mean()) }))

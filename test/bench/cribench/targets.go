@@ -11,15 +11,16 @@ import (
 
 // target is a runtime in one of its configurations.
 type target struct {
-	name    string
-	handler string // the CRI's runtime handler
-	network string // for people
-	sync    string // what is on disk when a call returns, for people
-	slow    bool   // gets the smaller sizes of growth and lists
-	idle    bool   // is left alone with many containers, which takes a minute
-	monitor string // the name of a process that is one per node, beside the daemon
-	version func(o options) string
-	daemon  func(d *daemon) (*exec.Cmd, error) // writes the configuration too
+	name     string
+	handler  string // the CRI's runtime handler
+	network  string // for people
+	sync     string // what is on disk when a call returns, for people
+	slow     bool   // gets the smaller sizes of growth and lists
+	profiled bool   // profile tells where its pod starts' CPU goes
+	idle     bool   // is left alone with many containers, which takes a minute
+	monitor  string // the name of a process that is one per node, beside the daemon
+	version  func(o options) string
+	daemon   func(d *daemon) (*exec.Cmd, error) // writes the configuration too
 }
 
 const (
@@ -27,14 +28,14 @@ const (
 	inProcess = "the same conflist, in process"
 	embedded  = "embedded, in process"
 
-	syncOurs  = "records by rename, not synced; layers of images synced"
+	syncOurs  = "records appended to files, not synced; layers of images synced"
 	syncBolt  = "every change of its database synced (bbolt); layers not (default)"
 	syncFiles = "state files by rename, synced where its libraries do; layers not (default)"
 )
 
 var targets = []target{
 	{name: "cri-server", network: plugins, handler: "native", sync: syncOurs, monitor: "cri-monitor", version: ours, daemon: criServer("cni")},
-	{name: "cri-server (default CNI)", idle: true, network: inProcess, handler: "native", sync: syncOurs, monitor: "cri-monitor", version: ours, daemon: criServer("auto")},
+	{name: "cri-server (default CNI)", idle: true, profiled: true, network: inProcess, handler: "native", sync: syncOurs, monitor: "cri-monitor", version: ours, daemon: criServer("auto")},
 	{name: "cri-server (embedded)", network: embedded, handler: "native", sync: syncOurs, monitor: "cri-monitor", version: ours, daemon: criServer("embedded")},
 	{name: "cri-server + crun", network: plugins, handler: "crun", sync: syncOurs, slow: true, monitor: "cri-monitor", version: ours, daemon: criServer("cni")},
 	{name: "cri-server + runc", network: plugins, handler: "runc", sync: syncOurs, slow: true, monitor: "cri-monitor", version: ours, daemon: criServer("cni")},
