@@ -2,12 +2,12 @@ package runtime
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/seed-9a14075a/cri-server/internal/mountpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
@@ -144,7 +144,8 @@ func (c *Containers) releaseState(ctr *Container) error {
 	if err != nil || h.OCI == nil || h.OCI.Root == "" { // not configured any more: nobody knows where it is
 		return nil //nolint:nilerr // so that the container can be removed
 	}
-	return os.RemoveAll(filepath.Join(h.OCI.Root, ctr.ID))
+	// With what the runtime may have mounted there it stays, and the removal is tried again.
+	return mountpoint.RemoveAll(filepath.Join(h.OCI.Root, ctr.ID))
 }
 
 // releaseCgroup removes the cgroup of a container whose record, which would name it, can't be read.

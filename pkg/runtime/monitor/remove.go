@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/mountpoint"
 )
 
 // removeLater removes the directory of a container that is going, and those of others that an earlier call could not
@@ -42,7 +44,7 @@ func removeDir(dir string) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		for { // mounts may be stacked
-			mounted, err := isMountPoint(path)
+			mounted, err := mountpoint.Is(path)
 			if err != nil {
 				return err
 			}
@@ -63,13 +65,4 @@ func removeDir(dir string) error {
 		}
 	}
 	return os.Remove(dir)
-}
-
-// isMountPoint asks statx(2), which knows since Linux 5.8.
-func isMountPoint(path string) (bool, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st); err != nil {
-		return false, &os.PathError{Op: "statx", Path: path, Err: err}
-	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
