@@ -31,6 +31,7 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("cached results: %w", err))
 	}
+	mine := n.traces(cached)
 	valid := []types.GCAttachment{}
 	dirs := map[string]bool{} // host-local's, of the networks that are or were in use
 	for _, a := range cached {
@@ -52,7 +53,8 @@ func (n *CNI) GC(ctx context.Context, live map[string]bool) error {
 	}
 	if n.plugins != nil {
 		for dir := range dirs {
-			errs = append(errs, hostlocal.GC(ctx, dir, func(id, _ string) bool { return keep(id) }))
+			foreign := n.foreign(dir, mine)
+			errs = append(errs, hostlocal.GC(ctx, dir, func(id, _ string) bool { return keep(id) || foreign(id) }))
 		}
 		errs = append(errs, n.plugins.GCNAT(keep))
 	}
@@ -82,6 +84,7 @@ func (n *CNI) Garbage(ctx context.Context, live map[string]bool) (found []Garbag
 	var errs []error
 	cached, err := n.lib.GetCachedAttachments("")
 	errs = append(errs, err)
+	mine := n.traces(cached)
 	dirs := map[string]bool{}
 	for _, a := range cached {
 		n.leaseDirs(a.Config, dirs)
@@ -94,8 +97,11 @@ func (n *CNI) Garbage(ctx context.Context, live map[string]bool) (found []Garbag
 		for _, dir := range slices.Sorted(maps.Keys(dirs)) {
 			leases, err := hostlocal.All(ctx, dir)
 			errs = append(errs, err)
+			foreign := n.foreign(dir, mine)
 			for _, l := range leases {
-				add("address", l.Address.String(), l.ID)
+				if !foreign(l.ID) {
+					add("address", l.Address.String(), l.ID)
+				}
 			}
 		}
 		owners, err := n.plugins.NATOwners()
@@ -112,6 +118,36 @@ func (n *CNI) Garbage(ctx context.Context, live map[string]bool) (found []Garbag
 		}
 	}
 	return found, errors.Join(errs...)
+}
+
+// traces are the sandboxes of which there is more than a lease: an attachment, a namespace, rules of the firewall. All these bear
+// this server's mark.
+func (n *CNI) traces(cached []*libcni.NetworkAttachment) map[string]bool {
+	ids := map[string]bool{}
+	for _, a := range cached {
+		ids[a.ContainerID] = true
+	}
+	names, _ := netns.List(n.cfg.NetnsDir, Prefix) // without, fewer are known, and fewer leases released
+	for _, name := range names {
+		ids[strings.TrimPrefix(name, Prefix)] = true
+	}
+	if n.plugins != nil {
+		owners, _ := n.plugins.NATOwners()
+		for _, o := range owners {
+			ids[o.ContainerID] = true
+		}
+	}
+	return ids
+}
+
+// foreign tells of which sandboxes the leases in a host-local store may be another runtime's: in a store that is not this
+// server's alone, all of those that it has no trace of. The reference plugins' own directory is one for all; CNI's GC (SPEC,
+// "GC: Clean up any stale resources") takes a network to be one runtime's, and has disableGC for those that are not, which
+// nobody sets. What a crash leaves between a lease and its attachment's result is found by the sandbox's record, which
+// is there before.
+func (n *CNI) foreign(dir string, mine map[string]bool) func(id string) bool {
+	alone := n.cfg.StateDir != hostlocal.DefaultDataDir && strings.HasPrefix(dir, filepath.Clean(n.cfg.StateDir)+"/")
+	return func(id string) bool { return !alone && !mine[id] }
 }
 
 // Bounds on CNI's GC verb: how long it waits for attachments under way, and how long others then wait for it.

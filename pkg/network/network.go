@@ -70,7 +70,8 @@ type Network interface {
 	// SetPodCIDR tells the embedded network the node's pod ranges (UpdateRuntimeConfig); empty is ignored.
 	SetPodCIDR(ctx context.Context, cidr string) error
 	// GC releases attachments and addresses of pods that are not in live (sandbox ids), and unpins namespaces
-	// with our prefix that are not in it.
+	// with our prefix that are not in it. Of addresses in a store that other runtimes may use as well, it releases those
+	// of pods that were this server's.
 	GC(ctx context.Context, live map[string]bool) error
 	// Garbage is what GC would take away, as far as it can be known without asking plugins that are programs.
 	Garbage(ctx context.Context, live map[string]bool) ([]Garbage, error)

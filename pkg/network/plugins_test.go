@@ -294,3 +294,41 @@ func TestGC(t *testing.T) {
 		t.Error("the plugin's GC was not run with the valid attachments")
 	}
 }
+
+// TestGCLeavesForeignLeases: in a store that is not this server's alone, leases of pods that it knows nothing of are another
+// runtime's; those of pods that were its own go.
+func TestGCLeavesForeignLeases(t *testing.T) {
+	pins, shared := t.TempDir(), t.TempDir()
+	n := newNode(t, ModeAuto, func(c *Config) { c.NetnsDir = pins })
+	n.conf(t, "10.conflist", "1.0.0", fmt.Sprintf(`{"type":"bridge","bridge":"brx","ipam":{"type":"host-local","dataDir":%q,"subnet":"10.78.0.0/24"}}`, shared))
+	p := newPod(t)
+	r := n.attach(t, p)
+	foreign, gone := strings.Repeat("f", 64), strings.Repeat("e", 64)
+	write(t, shared+"/net/10.78.0.200", foreign+"\r\neth0")
+	write(t, shared+"/net/10.78.0.201", gone+"\r\neth0")
+	write(t, pins+"/"+Prefix+gone, "") // the pin of a namespace that is no more
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	n.open(t) // what it attached itself it would keep
+	garbage, err := n.Garbage(context.Background(), map[string]bool{})
+	if err != nil {
+		t.Error(err)
+	}
+	found := map[string]string{}
+	for _, g := range garbage {
+		if g.Kind == "address" {
+			found[g.Name] = g.ID
+		}
+	}
+	if len(found) != 2 || found["10.78.0.201"] != gone || found[r.IPs[0].String()] != p.ID {
+		t.Errorf("addresses that are garbage: %v", found)
+	}
+	if err := n.GC(context.Background(), map[string]bool{}); err != nil {
+		t.Error(err)
+	}
+	left, _ := filepath.Glob(shared + "/net/10.*")
+	if len(left) != 1 || filepath.Base(left[0]) != "10.78.0.200" {
+		t.Errorf("leases: %v", left)
+	}
+}
