@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"google.golang.org/grpc"
@@ -53,10 +54,28 @@ func (s *Server) Close(ctx context.Context) error {
 	_ = s.trim.stop()
 	s.stop()
 	s.tasks.Wait()
+	if err == nil {
+		s.condense(ctx)
+	}
 	for _, f := range []func() error{s.sandboxes.Close, s.images.Close, s.network.Close, s.monitor.Close} {
 		if e := f(); err == nil {
 			err = e
 		}
 	}
 	return err
+}
+
+// condense leaves records as an older server can read them. A disk that does not answer does not keep the server.
+func (s *Server) condense(ctx context.Context) {
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(s.sandboxes.Condense(ctx), s.containers.Condense(ctx)) }() // ends with the process at the latest
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		s.log.Warn("a cri-server from before records were appended may not be able to read all of them; this one can", "error", err)
+	}
 }

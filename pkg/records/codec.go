@@ -53,6 +53,10 @@ func decode[T any](b []byte, id string, version int) (v T, boot string, err erro
 	}
 	derr := json.Unmarshal(e.Data, &v)
 	switch {
+	case err != nil && e.Version > version:
+		// Perhaps a newer server ends its records otherwise.
+		err = fmt.Errorf("has version %d, this server reads up to %d: a newer cri-server wrote it, unless it is damaged (%w): %w",
+			e.Version, version, err, errdefs.ErrFailedPrecondition)
 	case err != nil:
 	case e.ID != id:
 		// A file renamed by hand would make one object appear as another.

@@ -6,6 +6,10 @@
 // outlive the process only. What a power cut leaves is caught by a checksum, and the boot id tells a record of this boot
 // from one of an earlier.
 //
+// A server from before records were appended reads files with one record only, and takes others for damaged. Condense, at the
+// end of a server, leaves such files: after an orderly stop an older server can take over, after a crash it can when this one
+// has run and been stopped once more.
+//
 // A record is two lines: JSON, with its version, id and boot id, and the CRC-32C of the first line.
 // A record that can't be read (damaged, cut short, written by a newer server) is still returned by Load, with the reason,
 // so that the object can be listed and removed. Unknown fields of a record are lost when an older server writes it anew:
@@ -224,6 +228,9 @@ func appendTo(path string, b []byte) (done, there bool, err error) {
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0) })
 	if errors.Is(err, unix.ENOENT) {
 		return false, false, nil
+	}
+	if errors.Is(err, unix.ELOOP) { // open(2), O_NOFOLLOW
+		return false, true, nil
 	}
 	if err != nil {
 		return false, true, &fs.PathError{Op: "open", Path: path, Err: err}
