@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
@@ -21,6 +22,10 @@ type ExecResult struct {
 	Stdout, Stderr []byte
 	ExitCode       int32
 }
+
+// quick is how long a program may take before its output is read while it runs: most have ended by then, and written less
+// than a pipe holds.
+const quick = 2 * time.Millisecond
 
 // drainTimeout is how long output is read after the program has ended, when one of its children keeps the pipe open.
 const drainTimeout = time.Second
@@ -78,6 +83,15 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 		return nil, cause(ctx, err)
 	}
 	defer x.Close() // ends what is left if we leave early
+	soon := time.NewTimer(quick)
+	defer soon.Stop()
+	select {
+	case <-x.Ended():
+	case <-soon.C:
+		out.start()
+		errs.start()
+	case <-ctx.Done():
+	}
 	code, err := x.Wait(ctx)
 	if err != nil {
 		err = errors.Join(cause(ctx, err), x.Kill())
@@ -87,7 +101,8 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 	}
 	x.Release()
 	deadline := time.Now().Add(drainTimeout) // for both
-	_, _ = out.r.SetReadDeadline(deadline), errs.r.SetReadDeadline(deadline)
+	out.limit(deadline)
+	errs.limit(deadline)
 	res := &ExecResult{Stdout: out.finish(), Stderr: errs.finish(), ExitCode: int32(code)}
 	return res, nil
 }
@@ -115,9 +130,11 @@ func (b *budget) take(n int) int {
 }
 
 // capture reads a pipe to its end and keeps what the budget allows; the rest is read and thrown away, so that the
-// writer is never blocked.
+// writer is not blocked. It does so when it is asked to finish, or by a goroutine from start on.
 type capture struct {
-	r, w   *os.File
+	fd     int      // the reading end, non-blocking
+	r      *os.File // owns it since start
+	w      *os.File // nil: not open
 	budget *budget
 	buf    []byte
 	done   chan struct{}
@@ -130,12 +147,26 @@ func (c *capture) Write(p []byte) (int, error) {
 }
 
 func (c *capture) open(b *budget) error {
-	var err error
-	if c.r, c.w, err = os.Pipe(); err != nil {
-		return err
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("pipe2", err)
 	}
-	blocking(c.w)
-	c.budget, c.done = b, make(chan struct{})
+	// Only this end: a program would see that the other is non-blocking, and few expect it.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return os.NewSyscallError("fcntl", err)
+	}
+	c.fd, c.w, c.budget = fds[0], os.NewFile(uintptr(fds[1]), "output"), b
+	return nil
+}
+
+// start reads from now on, as the output comes.
+func (c *capture) start() {
+	if c.r != nil {
+		return
+	}
+	c.r, c.done = os.NewFile(uintptr(c.fd), "output"), make(chan struct{})
 	go func() {
 		defer close(c.done)
 		chunk := make([]byte, 4096)
@@ -145,7 +176,7 @@ func (c *capture) open(b *budget) error {
 			if n == len(chunk) && n < 64<<10 {
 				chunk = make([]byte, 64<<10) // it has something to say
 			}
-			if errors.Is(err, os.ErrDeadlineExceeded) { // see finish: this goroutine may come late
+			if errors.Is(err, os.ErrDeadlineExceeded) { // see limit: this goroutine may come late
 				_ = copyReady(c, c.r)
 			}
 			if err != nil {
@@ -153,25 +184,53 @@ func (c *capture) open(b *budget) error {
 			}
 		}
 	}()
-	return nil
 }
 
-// blocking makes the end of a pipe that a program gets an ordinary one: os.Pipe's are non-blocking, which the program
-// would see, and few expect.
-func blocking(f *os.File) { f.Fd() }
+// limit ends the reading at the end of the output, at deadline at the latest. Where it has not begun it takes what there
+// is, which mostly is all.
+func (c *capture) limit(deadline time.Time) {
+	if c.r == nil && c.ready() {
+		return
+	}
+	c.start()
+	_ = c.r.SetReadDeadline(deadline)
+}
 
-// finish waits for the end of output, not longer than r's read deadline.
+// ready takes what there is, and tells whether that was all. Not more than a pipe holds: what comes after has a writer
+// that goes on.
+func (c *capture) ready() bool {
+	var chunk [4096]byte
+	for range 64<<10/len(chunk) + 1 {
+		switch n, err := unix.Read(c.fd, chunk[:]); {
+		case n > 0:
+			_, _ = c.Write(chunk[:n])
+		case err != unix.EINTR:
+			return err != unix.EAGAIN
+		}
+	}
+	return false
+}
+
+// finish waits for what limit has said, and returns the output.
 func (c *capture) finish() []byte {
-	<-c.done
-	c.r.Close()
+	if c.r != nil {
+		<-c.done
+	}
+	c.close()
 	return c.buf
 }
 
+// close gives up what was opened.
 func (c *capture) close() {
-	if c.r == nil {
+	if c.w == nil {
 		return
 	}
 	c.w.Close()
+	c.w = nil
+	if c.r == nil {
+		unix.Close(c.fd)
+		return
+	}
 	c.r.Close()
 	<-c.done
 }

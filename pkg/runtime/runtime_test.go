@@ -65,11 +65,12 @@ func TestRates(t *testing.T) {
 func TestCapture(t *testing.T) {
 	b := &budget{left: 100000}
 	var out, errs capture
-	if err := out.open(b); err != nil {
-		t.Fatal(err)
-	}
-	if err := errs.open(b); err != nil {
-		t.Fatal(err)
+	for _, c := range []*capture{&out, &errs} {
+		if err := c.open(b); err != nil {
+			t.Fatal(err)
+		}
+		c.start()
+		c.start() // once is enough
 	}
 	if _, err := out.w.Write(bytes.Repeat([]byte("o"), 70000)); err != nil {
 		t.Fatal(err)
@@ -83,6 +84,62 @@ func TestCapture(t *testing.T) {
 	if e := errs.finish(); len(got) != 70000 || len(e) != 30000 {
 		t.Errorf("kept %d and %d bytes, want 70000 and 30000", len(got), len(e))
 	}
+}
+
+// TestCaptureAtTheEnd: output of a program that has ended before anybody read it.
+func TestCaptureAtTheEnd(t *testing.T) {
+	const pipe = 64 << 10
+	for name, tt := range map[string]struct {
+		write, more int
+		held        bool // a child of the program has the pipe still
+		budget      int64
+		want        int
+	}{
+		"nothing":             {budget: 10},
+		"a line":              {write: 100, budget: 1000, want: 100},
+		"a full pipe":         {write: pipe, budget: 1 << 20, want: pipe},
+		"more than wanted":    {write: 5000, budget: 4097, want: 4097},
+		"held":                {write: 100, held: true, budget: 1000, want: 100},
+		"held, and goes on":   {write: pipe, more: pipe, held: true, budget: 1 << 20, want: 2 * pipe},
+		"held, with no bytes": {held: true, budget: 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c capture
+			if err := c.open(&budget{left: tt.budget}); err != nil {
+				t.Fatal(err)
+			}
+			defer c.close()
+			if _, err := c.w.Write(make([]byte, tt.write)); err != nil {
+				t.Fatal(err)
+			}
+			deadline := time.Now().Add(time.Minute)
+			if tt.held {
+				fd, err := unix.Dup(int(c.w.Fd()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				child := os.NewFile(uintptr(fd), "child")
+				defer child.Close()
+				c.w.Close()
+				if tt.more == 0 {
+					deadline = time.Now() // it says nothing more
+				}
+				go func() {
+					if _, err := child.Write(make([]byte, tt.more)); err == nil && tt.more > 0 {
+						child.Close()
+					}
+				}()
+			} else {
+				c.w.Close()
+			}
+			c.limit(deadline)
+			if got := c.finish(); len(got) != tt.want {
+				t.Errorf("%d bytes, want %d", len(got), tt.want)
+			}
+		})
+	}
+	var never capture
+	never.close()
 }
 
 func TestFilters(t *testing.T) {

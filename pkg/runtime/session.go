@@ -61,6 +61,10 @@ func (p *plumbing) copyOut(w io.Writer, r *os.File) {
 	}()
 }
 
+// blocking makes the end of a pipe that a program gets an ordinary one: os.Pipe's are non-blocking, which the program
+// would see, and few expect.
+func blocking(f *os.File) { f.Fd() }
+
 // copyReady copies what a pipe or terminal holds now, without waiting for more.
 func copyReady(w io.Writer, r *os.File) error {
 	raw, err := r.SyscallConn()

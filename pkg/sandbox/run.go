@@ -281,12 +281,8 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 			}
 		}
 	}
-	if pinned != nil {
-		select {
-		case <-pinned:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := awaitPinned(ctx, pinned, req); err != nil {
+		return err
 	}
 	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
 	if _, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req); err != nil {
@@ -301,6 +297,30 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 	}
 	sb.Pid = st.Pid
 	return faultpoint.Hit("sandbox.run.started")
+}
+
+// awaitPinned waits for the network namespace. While there is none, pause's cgroup can as well be made to its end.
+func awaitPinned(ctx context.Context, pinned <-chan struct{}, req *monitor.CreateRequest) error {
+	if pinned == nil {
+		return nil
+	}
+	select {
+	case <-pinned:
+		return nil
+	default:
+	}
+	if req.FinishCgroup != nil {
+		if err := req.FinishCgroup(ctx); err != nil {
+			return fmt.Errorf("pause: cgroup: %w", err)
+		}
+		req.FinishCgroup = nil
+	}
+	select {
+	case <-pinned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // joinedNetNS is the namespace that pause joins; "" where it makes its own or uses the host's.

@@ -8,12 +8,12 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 )
 
-// Place makes the cgroup that req's container will be in, or says to the handler's OCI runtime how to make it. The caller
-// calls Settle of the driver when the monitor has answered req.
+// Place begins the cgroup that req's container will be in, which req then finishes, or says to the handler's OCI runtime how
+// to make it. The caller calls Settle of the driver when the monitor has answered req.
 func (h *Handler) Place(ctx context.Context, cgroups cgroupdriver.Driver, path string, req *monitor.CreateRequest) error {
 	if h.OCI == nil {
-		g, err := cgroups.Create(ctx, path, req.Spec.Linux.Resources)
-		req.Cgroup = g
+		var err error
+		req.Cgroup, req.FinishCgroup, err = cgroups.Begin(ctx, path, req.Spec.Linux.Resources)
 		return err
 	}
 	at := cgroups.OCI(path)

@@ -26,6 +26,7 @@
 package monitor
 
 import (
+	"context"
 	"os"
 	"time"
 
@@ -50,6 +51,10 @@ type CreateRequest struct {
 	Seccomp []byte         `json:"seccomp,omitempty"` // compiled filter, see engine.Config
 	Cgroup  *engine.Cgroup `json:"cgroup,omitempty"`  // nil with OCI
 	OCI     *OCIRuntime    `json:"oci,omitempty"`     // nil: the native engine
+
+	// FinishCgroup, where it is not nil, makes what is still missing of Cgroup, see engine.Config. Create of the client calls
+	// it once, at the latest before cri-monitor puts a process there, unless it fails before; its error is Create's.
+	FinishCgroup func(ctx context.Context) error `json:"-"`
 
 	// Log is the CRI log file; empty LogPath means that output is read and thrown away. LogDir must exist; LogPath is
 	// relative to it and is opened beneath it without following symlinks; missing directories are made.

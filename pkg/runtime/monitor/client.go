@@ -183,16 +183,23 @@ func alive(uc *net.UnixConn) bool {
 	return err == nil && ok
 }
 
-// call carries out a unary call on a pooled connection. Without a deadline in ctx it has callTime and a little, so that
-// the server's own deadline comes first.
+// limit gives a call that has no deadline callTime and a little, so that the server's own deadline comes first.
+func limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, callTime+frameTime)
+}
+
+// call carries out a unary call on a pooled connection, see limit.
 func (c *Client) call(ctx context.Context, k kind, in, out any) error {
-	if _, ok := ctx.Deadline(); !ok && k != kindWait {
+	if k != kindWait {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTime+frameTime)
+		ctx, cancel = limit(ctx)
 		defer cancel()
 	}
 	for try := 0; ; try++ {
-		err := c.try(ctx, k, in, out)
+		err := c.try(ctx, func(uc *net.UnixConn) error { return roundTrip(ctx, uc, k, in, out) })
 		if !errors.Is(err, errLost) || c.kept() == nil || ctx.Err() != nil || try == maxTries {
 			return again(try, err)
 		}
@@ -212,7 +219,8 @@ func again(try int, err error) error {
 	return fmt.Errorf("%w (%w)", err, errRepeated)
 }
 
-func (c *Client) try(ctx context.Context, k kind, in, out any) error {
+// try carries out a call once.
+func (c *Client) try(ctx context.Context, call func(*net.UnixConn) error) error {
 	if err := faultpoint.Hit("monitor.client.call"); err != nil {
 		return err
 	}
@@ -220,7 +228,7 @@ func (c *Client) try(ctx context.Context, k kind, in, out any) error {
 	if err != nil {
 		return err
 	}
-	err = roundTrip(ctx, uc, k, in, out)
+	err = call(uc)
 	faultpoint.Pass("monitor.client.answered")
 	var remote *remoteError
 	if err == nil || errors.As(err, &remote) {
@@ -238,17 +246,18 @@ func roundTrip(ctx context.Context, uc *net.UnixConn, k kind, in, out any, files
 	if err != nil {
 		return err
 	}
-	f.closeFiles()
-	if out == nil || len(f.body) == 0 {
-		return nil
-	}
-	return f.decode(out)
+	return f.result(out)
 }
 
 // exchange returns the answer of a request, whatever kind it is but an error.
 func exchange(ctx context.Context, uc *net.UnixConn, k kind, in any, files ...*os.File) (*frame, error) {
+	return answer(ctx, uc, func() error { return writeFrame(uc, k, 1, in, files...) })
+}
+
+// answer returns the answer of what ask sends, as exchange does.
+func answer(ctx context.Context, uc *net.UnixConn, ask func() error) (*frame, error) {
 	stop := context.AfterFunc(ctx, func() { uc.Close() })
-	err := writeFrame(uc, k, 1, in, files...)
+	err := ask()
 	var f *frame
 	if err == nil {
 		f, err = readFrame(uc, nil)
@@ -297,16 +306,6 @@ func lost(err error) error {
 func (c *Client) Version(ctx context.Context) (v Version, err error) {
 	err = c.call(ctx, kindVersion, nil, &v)
 	return v, err
-}
-
-// Create builds a container. When ctx ends first, the container may come into being all the same; it is then listed and
-// can be deleted. ErrAlreadyExists for an id that is in use.
-func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err error) {
-	err = c.call(ctx, kindCreate, req.lean(), &st)
-	if errors.Is(err, errRepeated) && errdefs.IsAlreadyExists(err) { // by the first try
-		return c.State(ctx, req.ID)
-	}
-	return st, err
 }
 
 // Start runs a created container's program. ErrNotFound and ErrPermissionDenied tell about the program, or the

@@ -75,6 +75,9 @@ type Exec struct {
 	s       *stream
 	code    int
 	err     error
+
+	// stays: after a Release the connection is there for others. released: that was sent. returned: they have it.
+	stays, released, returned bool
 }
 
 // Exec runs a process in a running container and returns once it runs. The caller keeps its files in req, and closes
@@ -95,7 +98,7 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 		f.closeFiles()
 		return nil, fmt.Errorf("unexpected answer of kind %d: %w", f.kind, errdefs.ErrInternal)
 	}
-	x.Pid, x.session = started.Pid, started.Session
+	x.Pid, x.session, x.stays = started.Pid, started.Session, started.Stays
 	if len(f.files) > 0 {
 		x.Terminal = f.files[0]
 		for _, extra := range f.files[1:] {
@@ -141,6 +144,9 @@ func (x *Exec) Wait(ctx context.Context) (int, error) {
 	}
 }
 
+// Ended is closed when Wait has something to tell.
+func (x *Exec) Ended() <-chan struct{} { return x.s.done }
+
 // Kill ends the process and all that came of it, also what it has left behind when it has ended already. It returns when
 // they are gone, at the latest after 2*settleTime; Wait then tells the exit. To be called before the session's files
 // are closed: what closing them leads to (SIGHUP, SIGPIPE, the end of stdin) may be the end of the process, but is not
@@ -161,11 +167,27 @@ func (x *Exec) kill(ctx context.Context) error {
 
 // Release says, after Wait, that what the process has left behind may run on until the container ends.
 func (x *Exec) Release() {
-	_ = writeFrame(x.s.uc, kindRelease, 2, nil) // a cri-monitor that does not hear it has died
+	// A cri-monitor that does not hear it has died.
+	x.released = writeFrame(x.s.uc, kindRelease, 2, nil) == nil
 }
 
-// Close ends the session: without Release, everything that is there of it is killed.
+// Close ends the session: without Release, everything that is there of it is killed. It must not be called at the same time
+// as Release.
 func (x *Exec) Close() error {
+	if x.returned {
+		return nil
+	}
+	if x.released && x.stays {
+		select {
+		case <-x.s.done:
+			if x.err == nil {
+				x.returned = true
+				x.client.put(x.s.uc)
+				return nil
+			}
+		default:
+		}
+	}
 	err := x.s.close()
 	x.client.stock()
 	return err

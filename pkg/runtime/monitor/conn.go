@@ -217,12 +217,8 @@ func (c *conn) unary(f *frame) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
-	if f.kind == kindCreate {
-		var req CreateRequest
-		if err := f.decode(&req); err != nil {
-			return nil, err
-		}
-		return s.create(ctx, &req)
+	if f.kind == kindCreate || f.kind == kindCreateInto {
+		return c.create(ctx, f)
 	}
 	var t target
 	if err := f.decode(&t); err != nil {

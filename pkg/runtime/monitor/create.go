@@ -147,7 +147,7 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 	}
 	c.oomScoreAdj = req.Spec.Process.OOMScoreAdj
 	config := &engine.Config{
-		ID: req.ID, Spec: req.Spec, Rootfs: req.Rootfs, Seccomp: req.Seccomp, Cgroup: req.Cgroup, Dir: c.dir,
+		ID: req.ID, Spec: req.Spec, Rootfs: req.Rootfs, Seccomp: req.Seccomp, Cgroup: req.Cgroup, Dir: c.dir, FinishCgroup: req.FinishCgroup,
 		Stdin: pipes.theirs[0], Stdout: pipes.theirs[1], Stderr: pipes.theirs[2],
 	}
 	if err := faultpoint.Hit("monitor.create.engine"); err != nil {

@@ -243,7 +243,7 @@ func (c *conn) exec(f *frame) error {
 	if t := x.proc.Terminal(); t != nil {
 		terminal = append(terminal, t)
 	}
-	err = c.write(kindStarted, f.id, execStarted{x.proc.Pid(), x.n}, terminal...)
+	err = c.write(kindStarted, f.id, execStarted{x.proc.Pid(), x.n, call.Releases}, terminal...)
 	for _, t := range terminal {
 		t.Close()
 	}
@@ -296,16 +296,15 @@ func (t *execTask) run(c *conn) error {
 	}
 }
 
-// tell reports the exit.
+// tell reports the exit, and then takes the session's cgroup away, for which the client need not wait.
 func (t *execTask) tell(c *conn) error {
 	status, _ := t.x.proc.Child().Wait(context.Background())
-	t.x.finish()
-	t.told = true
 	err := c.write(kindExited, t.id, execExited{status.Code()})
 	if err != nil { // the client has gone
 		t.x.kill()
-		t.settle()
 	}
+	t.x.finish()
+	t.told = true
 	return err
 }
 

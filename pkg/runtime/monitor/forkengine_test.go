@@ -60,6 +60,12 @@ func (e forkEngine) Create(ctx context.Context, c *engine.Config) (engine.Contai
 		return nil, err
 	}
 	defer r.Close()
+	if c.FinishCgroup != nil {
+		if err := c.FinishCgroup(ctx); err != nil {
+			w.Close()
+			return nil, err
+		}
+	}
 	var flags uintptr
 	if ownPidNamespace(c.Spec) {
 		flags = unix.CLONE_NEWPID

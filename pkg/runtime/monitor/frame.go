@@ -62,6 +62,7 @@ const (
 	kindRestore     // takes it back
 	kindUpgrade     // goes on in another program; the program's file rides on it
 	kindRelease     // on an exec's connection: what the program left behind may stay
+	kindCreateInto  // as kindCreate, into a cgroup that is being made; a pipe rides on it, see cgroupPipe
 )
 
 // Answers.
@@ -96,6 +97,15 @@ func (f *frame) decode(v any) error {
 		return fmt.Errorf("message of kind %d: %w: %w", f.kind, err, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// result parses the body of a unary answer into v, if there is any.
+func (f *frame) result(v any) error {
+	f.closeFiles()
+	if v == nil || len(f.body) == 0 {
+		return nil
+	}
+	return f.decode(v)
 }
 
 // marshal is json.Marshal, which goes once more over all that a Marshaler has made, and messages are long.

@@ -83,6 +83,8 @@ type stdioCall struct {
 type execStarted struct {
 	Pid     int    `json:"pid"`
 	Session uint64 `json:"session,omitempty"`
+	// Stays: after a kindRelease the connection is there for further requests.
+	Stays bool `json:"stays,omitempty"`
 }
 
 type execExited struct {

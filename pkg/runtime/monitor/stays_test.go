@@ -1,0 +1,64 @@
+package monitor
+
+import (
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// TestStays: the connection of an exec that was released serves the next calls, that of any other is closed.
+func TestStays(t *testing.T) {
+	for name, tt := range map[string]struct {
+		release, older, wait, want bool
+	}{
+		"released":                        {release: true, wait: true, want: true},
+		"not released":                    {wait: true},
+		"before its end":                  {},
+		"released too soon":               {release: true},
+		"by a cri-monitor that is older":  {release: true, older: true, wait: true},
+		"and one that was never released": {older: true, wait: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.run(n.request("c", `sleep 1000`))
+			for range 3 {
+				n.stocked.Wait()
+				program := []string{"true"}
+				if !tt.wait {
+					program = []string{"sleep", "1000"}
+				}
+				x, err := n.Exec(t.Context(), &ExecRequest{ID: "c", Process: &specs.Process{Args: program}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tt.older {
+					x.stays = false
+				}
+				if tt.wait {
+					<-x.Ended()
+					if code, err := x.Wait(t.Context()); code != 0 || err != nil {
+						t.Errorf("exec: %d, %v", code, err)
+					}
+				}
+				if tt.release {
+					x.Release()
+				}
+				for range 2 { // the second must not take it from others
+					if err := x.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				n.stocked.Wait()
+				n.Client.mu.Lock()
+				got := len(n.idle) > 0 && n.idle[len(n.idle)-1] == x.s.uc
+				n.Client.mu.Unlock()
+				if got != tt.want {
+					t.Errorf("kept for others: %v, want %v", got, tt.want)
+				}
+				if _, err := n.State(t.Context(), "c"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
