@@ -27,6 +27,9 @@ const (
 	// streamWorkers serve the calls of a quiet node without a new goroutine, whose stack would have to grow first, for each.
 	// Calls beyond them get one.
 	streamWorkers = 4
+	// window is how many bytes a client may send before they are read. That it is fixed keeps gRPC from measuring the line with
+	// each call, a ping and its answer, which on a unix socket costs more than it can tell.
+	window = 1 << 20
 	// rpcGrace is how long calls may run on after SIGTERM. Operations have stopGrace more to end; what is still running
 	// then is rolled back by the next start.
 	rpcGrace  = 20 * time.Second
@@ -144,6 +147,8 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 	g := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.NumStreamWorkers(streamWorkers),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(window),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}, svc.ServerOptions()...)...)
 	svc.Register(g)
