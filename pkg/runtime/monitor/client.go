@@ -201,23 +201,13 @@ func (c *Client) call(ctx context.Context, k kind, in, out any) error {
 	for try := 0; ; try++ {
 		err := c.try(ctx, func(uc *net.UnixConn) error { return roundTrip(ctx, uc, k, in, out) })
 		if !errors.Is(err, errLost) || c.kept() == nil || ctx.Err() != nil || try == maxTries {
-			return again(try, err)
+			return again(try, k, err)
 		}
 	}
 }
 
 // maxTries is how often a call is repeated that has lost its cri-monitor.
 const maxTries = 5
-
-// errRepeated is part of the error of a call that may have succeeded before it was repeated.
-var errRepeated = errors.New("repeated after cri-monitor had died")
-
-func again(try int, err error) error {
-	if try == 0 || err == nil {
-		return err
-	}
-	return fmt.Errorf("%w (%w)", err, errRepeated)
-}
 
 // try carries out a call once.
 func (c *Client) try(ctx context.Context, call func(*net.UnixConn) error) error {

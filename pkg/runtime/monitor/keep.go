@@ -67,12 +67,8 @@ func (k *kept) journal() (number int, ok bool) {
 	return number, err == nil && number > 0
 }
 
-// keepJournal tells the keepers of a loop's journal, or, without files, that it has gone.
-func (s *Server) keepJournal(number int, files []int) {
-	k := keptJournal(number)
-	k.Forget = files == nil
-	s.keepers.put(k, files, nil)
-}
+// keepJournal gives a loop's journal to the keepers.
+func (s *Server) keepJournal(number int, files []int) { s.keepers.put(keptJournal(number), files, nil) }
 
 // keepers are those who hold what would go with this process: connections of cri-server, and systemd.
 type keepers struct {

@@ -4,20 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// MaxLoops is how many Loops there may be; the logs of further file systems share them.
-	MaxLoops = 64
-	// idleLoops is how many without a container stay when another is made.
-	idleLoops = 4
-)
+// MaxLoops is how many Loops there may be; the logs of further file systems share them.
+const MaxLoops = 64
 
 // Loops serve all containers of a node: each Loop those whose logs are in one file system, the first one those without a
 // log. Safe for concurrent use.
@@ -29,8 +23,8 @@ type Loops struct {
 	loops map[int]*Loop // by number
 }
 
-// New starts the first Loop. When another is made, keep gets the files of its journal, before anything is in it, so that
-// they outlive this process; nil when the Loop has gone. Close ends them.
+// New starts the first Loop. When another is made, keep, unless nil, gets the files of its journal, before anything is in it,
+// so that they outlive this process. Close ends them.
 func New(log *slog.Logger, keep func(number int, journal []int)) (*Loops, error) {
 	g := &Loops{log: log, keep: keep, loops: map[int]*Loop{}}
 	first, err := newLoop(log)
@@ -221,8 +215,14 @@ func (g *Loops) find(dev uint64) *Loop {
 	return nil
 }
 
+// another returns a Loop for a file system that has none: one that has no container any more, or a new one.
 func (g *Loops) another(dev uint64, flushes bool) (*Loop, error) {
-	g.trim()
+	for n, l := range g.loops {
+		if n > 0 && l.users.Load() == 0 {
+			l.dev, l.flushes = dev, flushes
+			return l, nil
+		}
+	}
 	number := 1
 	for g.loops[number] != nil {
 		number++
@@ -240,24 +240,6 @@ func (g *Loops) another(dev uint64, flushes bool) (*Loop, error) {
 		g.keep(number, []int{l.journal.memfd, l.journal.in, l.journal.out})
 	}
 	return l, nil
-}
-
-// trim ends Loops that have had no container for some time.
-func (g *Loops) trim() {
-	idle := 0
-	for _, n := range slices.Sorted(maps.Keys(g.loops)) {
-		l := g.loops[n]
-		if n == 0 || l.users.Load() > 0 {
-			continue
-		}
-		if idle++; idle > idleLoops {
-			delete(g.loops, n)
-			if g.keep != nil {
-				g.keep(n, nil)
-			}
-			l.Close()
-		}
-	}
 }
 
 // identify finds out, once, which file system a Loop of a former process serves.
