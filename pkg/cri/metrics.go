@@ -38,28 +38,52 @@ type value struct {
 type metric[R any] struct {
 	name, help string
 	kind       runtimeapi.MetricType
-	labels     []string // after baseLabels
-	values     func(R) []value
+	labels     []string                      // after baseLabels
+	values     func(to []value, r R) []value // appended
 }
 
 func (m *metric[R]) descriptor() *runtimeapi.MetricDescriptor {
 	return &runtimeapi.MetricDescriptor{Name: m.name, Help: m.help, LabelKeys: append(slices.Clone(baseLabels), m.labels...)}
 }
 
-// read adds the values of every metric of a table; base are the values of baseLabels.
-func read[R any](to []*runtimeapi.Metric, table []metric[R], base []string, r R) []*runtimeapi.Metric {
+// sample is a metric with its value, which are allocated together.
+type sample struct {
+	metric runtimeapi.Metric
+	value  runtimeapi.UInt64Value
+}
+
+// read adds the values of every metric of a table; base are the values of baseLabels. look has the room that it needs.
+func read[R any](look *scrape, to []*runtimeapi.Metric, table []metric[R], base []string, r R) []*runtimeapi.Metric {
+	values := look.values[:0]
+	counts := look.counts[:0]
 	for i := range table {
-		m := &table[i]
-		for _, v := range m.values(r) {
+		n := len(values)
+		values = table[i].values(values, r)
+		counts = append(counts, len(values)-n)
+	}
+	look.values, look.counts = values, counts
+	to = slices.Grow(to, len(values))
+	samples := make([]sample, len(values))
+	var own, whole []string // the labels of the value before, without and with base: many values of a device follow each other
+	next := 0
+	for i := range table {
+		for range counts[i] {
+			v, s := &values[next], &samples[next]
+			next++
 			labels := base
 			if len(v.labels) > 0 {
-				labels = append(slices.Clone(base), v.labels...)
+				if !slices.Equal(own, v.labels) {
+					own, whole = v.labels, slices.Concat(base, v.labels)
+				}
+				labels = whole
 			}
-			to = append(to, &runtimeapi.Metric{
-				Name: m.name, Timestamp: v.taken, MetricType: m.kind, LabelValues: labels, Value: &runtimeapi.UInt64Value{Value: v.n},
-			})
+			s.value.Value = v.n
+			s.metric.Name, s.metric.Timestamp, s.metric.MetricType = table[i].name, v.taken, table[i].kind
+			s.metric.LabelValues, s.metric.Value = labels, &s.value
+			to = append(to, &s.metric)
 		}
 	}
+	clear(values)
 	return to
 }
 
@@ -106,7 +130,7 @@ func (s *Server) podMetrics(look *scrape, sb *sandbox.Sandbox, running []*runtim
 		list, _ := network.Counters(sb.NetNS) // an error: the pod is going down
 		for _, c := range list {
 			if c.Name != "lo" {
-				out.Metrics = read(out.Metrics, networkMetrics, base, c)
+				out.Metrics = read(look, out.Metrics, networkMetrics, base, c)
 			}
 		}
 	}
@@ -116,7 +140,7 @@ func (s *Server) podMetrics(look *scrape, sb *sandbox.Sandbox, running []*runtim
 			continue // it has ended this moment
 		}
 		base := labelValues(pod, containerMetadata(ctr).GetName(), ctr.CgroupPath, imageLabel(ctr), ctr.ID)
-		metrics := read(make([]*runtimeapi.Metric, 0, 64), containerMetrics, base, r)
+		metrics := read(look, nil, containerMetrics, base, r)
 		out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: ctr.ID, Metrics: metrics})
 	}
 	return out
@@ -155,7 +179,7 @@ var networkMetrics = func() []metric[network.InterfaceCounters] {
 		table = append(table, metric[counters]{
 			name: "container_network_" + m.name + "_total", help: strings.ToUpper(m.help[:1]) + m.help[1:] + ", since the interface was made.",
 			kind: counter, labels: []string{"interface"},
-			values: func(c counters) []value { return []value{{n: m.get(c), labels: []string{c.Name}}} },
+			values: func(to []value, c counters) []value { return append(to, value{n: m.get(c), labels: []string{c.Name}}) },
 		})
 	}
 	return table

@@ -27,113 +27,114 @@ type deviceIO struct {
 	name string // /dev/sda
 }
 
-// one makes the single value of a metric without labels of its own.
-func one(n uint64) []value { return []value{{n: n}} }
+// one adds the single value of a metric without labels of its own.
+func one(to []value, n uint64) []value { return append(to, value{n: n}) }
 
-func always(f func(*reading) uint64) func(*reading) []value {
-	return func(r *reading) []value { return one(f(r)) }
+func always(f func(*reading) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value { return one(to, f(r)) }
 }
 
-func ofCPU(f func(*cgroupdriver.CPUStats) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func ofCPU(f func(*cgroupdriver.CPUStats) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		if r.stats.CPU == nil {
-			return nil
+			return to
 		}
-		return one(f(r.stats.CPU))
+		return one(to, f(r.stats.CPU))
 	}
 }
 
-func ofMemory(f func(*cgroupdriver.MemoryStats) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func ofMemory(f func(*cgroupdriver.MemoryStats) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		if r.stats.Memory == nil {
-			return nil
+			return to
 		}
-		return one(f(r.stats.Memory))
+		return one(to, f(r.stats.Memory))
 	}
 }
 
-func ofProcesses(f func(*processes) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func ofProcesses(f func(*processes) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		if r.processes == nil {
-			return nil
+			return to
 		}
-		return one(f(r.processes))
+		return one(to, f(r.processes))
 	}
 }
 
-func ofPids(f func(*cgroupdriver.PidsStats) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func ofPids(f func(*cgroupdriver.PidsStats) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		if r.stats.Pids == nil {
-			return nil
+			return to
 		}
-		return one(f(r.stats.Pids))
+		return one(to, f(r.stats.Pids))
 	}
 }
 
-func ofDevices(f func(*deviceIO) uint64) func(*reading) []value {
-	return func(r *reading) []value {
-		var list []value
+func ofDevices(f func(*deviceIO) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		for i := range r.devices {
 			d := &r.devices[i]
-			list = append(list, value{n: f(d), labels: []string{d.name}})
+			to = append(to, value{n: f(d), labels: []string{d.name}})
 		}
-		return list
+		return to
 	}
 }
 
 // blkio has a value for each device and direction.
-func blkio(r *reading) []value {
-	var list []value
+func blkio(to []value, r *reading) []value {
 	for i := range r.devices {
 		d := &r.devices[i]
 		major, minor := strconv.FormatUint(d.Major, 10), strconv.FormatUint(d.Minor, 10)
-		list = append(list,
+		to = append(to,
 			value{n: d.ReadBytes, labels: []string{d.name, major, minor, "Read"}},
 			value{n: d.WriteBytes, labels: []string{d.name, major, minor, "Write"}})
 	}
-	return list
+	return to
 }
 
 // ofFilesystem is about the file system of the writable layer.
-func ofFilesystem(f func(*filesystem) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func ofFilesystem(f func(*filesystem) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		if r.layerFS == nil {
-			return nil
+			return to
 		}
-		return []value{{n: f(r.layerFS), labels: []string{r.layerFS.device}}}
+		return append(to, value{n: f(r.layerFS), labels: []string{r.layerFS.device}})
 	}
 }
 
 // layerBytes is not measured now: see runtime.MeasureLayers.
-func layerBytes(r *reading) []value {
+func layerBytes(to []value, r *reading) []value {
 	if r.layer == nil || r.layerFS == nil {
-		return nil
+		return to
 	}
-	return []value{{n: r.layer.Bytes, labels: []string{r.layerFS.device}, taken: r.layer.Time.UnixNano()}}
+	return append(to, value{n: r.layer.Bytes, labels: []string{r.layerFS.device}, taken: r.layer.Time.UnixNano()})
+}
+
+// pageFaultLabels are the labels of page faults and major page faults in either scope.
+var pageFaultLabels = [2][2][]string{
+	{{"pgfault", "container"}, {"pgmajfault", "container"}}, {{"pgfault", "hierarchy"}, {"pgmajfault", "hierarchy"}},
 }
 
 // pageFaults: a container's cgroup and those below it are counted as one.
-func pageFaults(r *reading) []value {
+func pageFaults(to []value, r *reading) []value {
 	m := r.stats.Memory
 	if m == nil {
-		return nil
+		return to
 	}
-	var list []value
-	for _, scope := range []string{"container", "hierarchy"} {
-		list = append(list,
-			value{n: m.PageFaults, labels: []string{"pgfault", scope}},
-			value{n: m.MajorPageFaults, labels: []string{"pgmajfault", scope}})
+	for i := range pageFaultLabels {
+		l := &pageFaultLabels[i]
+		to = append(to, value{n: m.PageFaults, labels: l[0]}, value{n: m.MajorPageFaults, labels: l[1]})
 	}
-	return list
+	return to
 }
 
-func pressure(get func(*cgroupdriver.Stats) *cgroupdriver.PSI, line func(*cgroupdriver.PSI) uint64) func(*reading) []value {
-	return func(r *reading) []value {
+func pressure(get func(*cgroupdriver.Stats) *cgroupdriver.PSI, line func(*cgroupdriver.PSI) uint64) func([]value, *reading) []value {
+	return func(to []value, r *reading) []value {
 		psi := get(r.stats)
 		if psi == nil {
-			return nil
+			return to
 		}
-		return one(seconds(line(psi)))
+		return one(to, seconds(line(psi)))
 	}
 }
 
@@ -161,11 +162,11 @@ func ioPressure(s *cgroupdriver.Stats) *cgroupdriver.PSI {
 	return s.IO.PSI
 }
 
-func swap(r *reading) []value {
+func swap(to []value, r *reading) []value {
 	if r.stats.Swap == nil {
-		return one(0) // the node has no swap, or does not count it
+		return one(to, 0) // the node has no swap, or does not count it
 	}
-	return one(r.stats.Swap.Usage)
+	return one(to, r.stats.Swap.Usage)
 }
 
 // swapLimit is of swap alone on v2 and of memory and swap together on v1, as the kernel has it; 0 is none.

@@ -26,6 +26,9 @@ type scrape struct {
 	devices     map[[2]uint64]string
 	filesystems map[string]*filesystem
 	files       int // that may still be looked at
+
+	values []value // room for read
+	counts []int
 }
 
 func newScrape() *scrape {

@@ -2,7 +2,12 @@ package cri
 
 import "github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 
-var deviceLabel = []string{"device"}
+// Names and values of labels.
+var (
+	deviceLabel   = []string{"device"}
+	totalLabel    = []string{"total"}
+	maxFilesLabel = []string{"max_open_files"}
+)
 
 // containerMetrics are of one running container. kubelet asks for descriptors once, so this table never changes at run
 // time.
@@ -11,11 +16,11 @@ var containerMetrics = []metric[*reading]{
 	{"container_start_time_seconds", "Unix time at which the container was started.", gauge, nil,
 		always(func(r *reading) uint64 { return unixTime(r.ctr.StartedAt) })},
 
-	{"container_cpu_usage_seconds_total", "CPU time used, in seconds.", counter, []string{"cpu"}, func(r *reading) []value {
+	{"container_cpu_usage_seconds_total", "CPU time used, in seconds.", counter, []string{"cpu"}, func(to []value, r *reading) []value {
 		if r.stats.CPU == nil {
-			return nil
+			return to
 		}
-		return []value{{n: seconds(r.stats.CPU.Usage), labels: []string{"total"}}}
+		return append(to, value{n: seconds(r.stats.CPU.Usage), labels: totalLabel})
 	}},
 	{"container_cpu_user_seconds_total", "CPU time used in user mode, in seconds.", counter, nil,
 		ofCPU(func(c *cgroupdriver.CPUStats) uint64 { return seconds(c.User) })},
@@ -45,11 +50,11 @@ var containerMetrics = []metric[*reading]{
 	{"container_memory_total_inactive_file_bytes", "Page cache that was not used lately.", gauge, nil,
 		ofMemory(func(m *cgroupdriver.MemoryStats) uint64 { return m.InactiveFile })},
 	{"container_memory_kernel_usage", "Memory that the kernel uses for the container, in bytes; cgroup v2 only.", gauge, nil,
-		func(r *reading) []value {
+		func(to []value, r *reading) []value {
 			if r.version == 1 || r.stats.Memory == nil {
-				return nil
+				return to
 			}
-			return one(r.stats.Memory.Kernel)
+			return one(to, r.stats.Memory.Kernel)
 		}},
 	{"container_memory_swap", "Swap in use, in bytes.", gauge, nil, swap},
 	{"container_memory_failcnt", "Times that the memory limit was hit.", counter, nil,
@@ -83,11 +88,11 @@ var containerMetrics = []metric[*reading]{
 	{"container_processes", "Processes.", gauge, nil, ofProcesses(func(p *processes) uint64 { return p.count })},
 	{"container_file_descriptors", "Open files.", gauge, nil, ofProcesses(func(p *processes) uint64 { return p.files })},
 	{"container_sockets", "Open sockets.", gauge, nil, ofProcesses(func(p *processes) uint64 { return p.sockets })},
-	{"container_ulimits_soft", "Soft limits of the container's first process.", gauge, []string{"ulimit"}, func(r *reading) []value {
+	{"container_ulimits_soft", "Soft limits of the container's first process.", gauge, []string{"ulimit"}, func(to []value, r *reading) []value {
 		if r.processes == nil || r.processes.maxFiles == nil {
-			return nil
+			return to
 		}
-		return []value{{n: *r.processes.maxFiles, labels: []string{"max_open_files"}}}
+		return append(to, value{n: *r.processes.maxFiles, labels: maxFilesLabel})
 	}},
 	{"container_threads", "Threads.", gauge, nil, ofPids(func(p *cgroupdriver.PidsStats) uint64 { return p.Current })},
 	{"container_threads_max", "Most threads that are allowed; 0 is no limit.", gauge, nil,
@@ -95,11 +100,11 @@ var containerMetrics = []metric[*reading]{
 
 	{"container_spec_cpu_period", "CPU quota period, in µs.", gauge, nil,
 		always(func(r *reading) uint64 { return orDefault(r.ctr.Resources.GetCpuPeriod(), 100000) })},
-	{"container_spec_cpu_quota", "CPU quota, in µs per period; containers without one have no value.", gauge, nil, func(r *reading) []value {
+	{"container_spec_cpu_quota", "CPU quota, in µs per period; containers without one have no value.", gauge, nil, func(to []value, r *reading) []value {
 		if r.ctr.Resources.GetCpuQuota() <= 0 {
-			return nil
+			return to
 		}
-		return one(uint64(r.ctr.Resources.GetCpuQuota()))
+		return one(to, uint64(r.ctr.Resources.GetCpuQuota()))
 	}},
 	{"container_spec_cpu_shares", "CPU shares.", gauge, nil,
 		always(func(r *reading) uint64 { return orDefault(r.ctr.Resources.GetCpuShares(), 1024) })},

@@ -61,8 +61,8 @@ var base = labelValues(&runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "ns"
 
 // samples are all metrics that there can be.
 func samples() []*runtimeapi.Metric {
-	list := read(nil, containerMetrics, base, fullReading())
-	return read(list, networkMetrics, base, network.InterfaceCounters{Name: "eth0", RxBytes: 1, TxDropped: 8})
+	list := read(newScrape(), nil, containerMetrics, base, fullReading())
+	return read(newScrape(), list, networkMetrics, base, network.InterfaceCounters{Name: "eth0", RxBytes: 1, TxDropped: 8})
 }
 
 func TestDescriptors(t *testing.T) {
@@ -197,13 +197,13 @@ func TestMetricValues(t *testing.T) {
 // A container may end between any two reads.
 func TestMetricsOfLittle(t *testing.T) {
 	r := &reading{ctr: &runtime.Container{}, stats: &cgroupdriver.Stats{Time: time.Unix(2000, 0)}, version: 2}
-	for _, m := range read(nil, containerMetrics, base, r) {
+	for _, m := range read(newScrape(), nil, containerMetrics, base, r) {
 		if m.Value == nil || len(m.LabelValues) != len(base) {
 			t.Errorf("%v", m)
 		}
 	}
 	r.stats.CPU, r.stats.Memory, r.stats.IO = &cgroupdriver.CPUStats{}, &cgroupdriver.MemoryStats{}, &cgroupdriver.IOStats{}
-	for _, m := range read(nil, containerMetrics, base, r) {
+	for _, m := range read(newScrape(), nil, containerMetrics, base, r) {
 		if strings.Contains(m.Name, "pressure") {
 			t.Errorf("without PSI: %v", m)
 		}
@@ -268,5 +268,22 @@ func TestScrapeNamesDevices(t *testing.T) {
 		if l.filesystem("/does/not/exist") != nil {
 			t.Error("a file system from nowhere")
 		}
+	}
+}
+
+// The values of a container are made in a few pieces of memory: a node has hundreds of containers, and is asked every few seconds.
+func TestMetricsAllocateLittle(t *testing.T) {
+	look, base, r := newScrape(), []string{"pod", "ns", "ctr", "/cgroup", "image", "id"}, fullReading()
+	n := len(read(look, nil, containerMetrics, base, r)) // which makes look's room
+	if pieces := testing.AllocsPerRun(10, func() { read(look, nil, containerMetrics, base, r) }); pieces > float64(n) {
+		t.Errorf("%v allocations for %d values", pieces, n)
+	}
+}
+
+func BenchmarkMetrics(b *testing.B) {
+	look, base, r := newScrape(), []string{"pod", "ns", "ctr", "/cgroup", "image", "id"}, fullReading()
+	b.ReportAllocs()
+	for b.Loop() {
+		read(look, nil, containerMetrics, base, r)
 	}
 }

@@ -6,8 +6,9 @@
 // cri-server. CNI plugins named bridge, host-local, portmap and loopback run in process (package embedded) unless
 // Config.Mode or Config.External say otherwise, with the same configuration and results as the reference plugins.
 //
-// libcni is the one path for all of it: it runs the plugins through an Exec of ours, and keeps the result, the
-// configuration and the arguments of each ADD, which DEL uses even if the configuration changed since. Every run of a
+// libcni runs the plugins through an Exec of ours, and keeps the result, the configuration and the arguments of each ADD,
+// which DEL uses even if the configuration changed since. Where all plugins of a list run in process, ADD and DEL go without
+// it, and keep the same. Every run of a
 // program has a deadline and a bound on its output, and no result is believed unchecked. A failed Attach runs DEL of
 // every plugin; what a crash leaves, GC takes away.
 package network

@@ -5,6 +5,8 @@
 // directory is made a shared mount, as ip-netns(8) does, so that unpinning reaches every mount namespace that got a
 // copy of it.
 //
+// A Pool makes namespaces ahead of the pods that will want them; until they are pinned they live as long as the process.
+//
 // Namespaces are entered by threads, never by the process: a goroutine locks its thread, switches, works, switches
 // back. A thread that can't be switched back is ended together with its goroutine.
 package netns
