@@ -80,7 +80,7 @@ func (c *Client) createInto(ctx context.Context, req *CreateRequest, st *State) 
 	switch {
 	case failed != nil:
 		return false, false, failed
-	case !lost && !errdefs.IsNotImplemented(err):
+	case !lost && !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err): // an older one looks for the container first
 		return err == nil, false, err
 	}
 	return false, lost, finish()

@@ -238,8 +238,8 @@ func older(ln *net.UnixListener, got func(kind), finished *bool) error {
 				return errors.New("the container came before its cgroup")
 			}
 			err = writeFrame(uc, kindOK, f.id, State{ID: "c"})
-		default:
-			err = writeFrame(uc, kindError, f.id, encodeError(errdefs.ErrNotImplemented))
+		default: // as conn.unary: no such container
+			err = writeFrame(uc, kindError, f.id, encodeError(errdefs.ErrNotFound))
 		}
 		if err != nil {
 			return err
