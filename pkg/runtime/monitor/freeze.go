@@ -204,12 +204,19 @@ func (s *Server) freeze(ctx context.Context) (thaw func(), err error) {
 		thaw()
 		return nil, fmt.Errorf("requests are still being carried out: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 	}
-	s.cfg.Reaper.Pause()
-	undo = append(undo, s.cfg.Reaper.Resume)
-	if err := s.awaitExits(ctx); err != nil {
-		thaw()
-		return nil, err
+	// A container's end may need further processes (an OCI runtime's kill), and these somebody who reaps them.
+	for {
+		if err := s.awaitExits(ctx); err != nil {
+			thaw()
+			return nil, err
+		}
+		s.cfg.Reaper.Pause()
+		if s.ending() == nil {
+			break
+		}
+		s.cfg.Reaper.Resume() // one has ended in between
 	}
+	undo = append(undo, s.cfg.Reaper.Resume)
 	if store := s.keepers.store; store != nil {
 		if err := store.flush(ctx); err != nil {
 			thaw()
@@ -259,6 +266,18 @@ func (s *Server) all() []*container {
 
 // awaitExits waits until the containers whose end is known have come to it.
 func (s *Server) awaitExits(ctx context.Context) error {
+	for c := s.ending(); c != nil; c = s.ending() {
+		select {
+		case <-c.stopped:
+		case <-ctx.Done():
+			return fmt.Errorf("container %s does not come to its end: %w: %w", c.id, ctx.Err(), errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+// ending returns a container whose process was reaped, and whose end was not told yet; nil if there is none.
+func (s *Server) ending() *container {
 	for _, c := range s.all() {
 		select {
 		case <-c.ctr.Process().Child().Done():
@@ -267,8 +286,8 @@ func (s *Server) awaitExits(ctx context.Context) error {
 		}
 		select {
 		case <-c.stopped:
-		case <-ctx.Done():
-			return fmt.Errorf("container %s does not come to its end: %w: %w", c.id, ctx.Err(), errdefs.ErrUnavailable)
+		default:
+			return c
 		}
 	}
 	return nil
