@@ -122,6 +122,9 @@ type Reaper struct {
 	unclaimed map[int]exit
 	order     []past // what was put into unclaimed, oldest first
 	seq       uint64 // exits seen so far
+	forgotten uint64 // the last of them that was dropped from unclaimed
+
+	reaping sync.Mutex // held from wait(2) to settle; comes before mu
 
 	sigs chan os.Signal
 	gone sync.WaitGroup
@@ -186,7 +189,11 @@ func (r *Reaper) Expect() (forked func(pid int) *Child) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.seq
-	return func(pid int) *Child { return r.register(pid, before) }
+	return func(pid int) *Child {
+		c := r.register(pid, before)
+		r.verify(c, before)
+		return c
+	}
 }
 
 // Adopt registers a process that became our child without Fork: forked with CLONE_PARENT by a child, or orphaned to us
@@ -211,6 +218,27 @@ func (r *Reaper) register(pid int, since uint64) *Child {
 	return c
 }
 
+// verify ends a child that was born after the first `since` exits, if its own exit is among those that were dropped since.
+func (r *Reaper) verify(c *Child, since uint64) {
+	r.mu.Lock()
+	dropped := r.forgotten > since && r.children[c.pid] == c
+	r.mu.Unlock()
+	if !dropped {
+		return
+	}
+	r.reaping.Lock() // what is no child any more was settled
+	defer r.reaping.Unlock()
+	if unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT|unix.WALL, nil) != unix.ECHILD {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.children[c.pid] == c {
+		delete(r.children, c.pid)
+		c.finish(Status{Unknown: true})
+	}
+}
+
 func (r *Reaper) loop(stop <-chan struct{}) {
 	defer r.gone.Done()
 	for {
@@ -225,6 +253,8 @@ func (r *Reaper) loop(stop <-chan struct{}) {
 
 // reap collects every zombie there is now.
 func (r *Reaper) reap() {
+	r.reaping.Lock()
+	defer r.reaping.Unlock()
 	for {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WALL, nil)
@@ -250,6 +280,7 @@ func (r *Reaper) settle(pid int, s Status) {
 	if len(r.order) >= maxUnclaimed {
 		if old := r.order[0]; r.unclaimed[old.pid].seq == old.seq {
 			delete(r.unclaimed, old.pid)
+			r.forgotten = old.seq
 		}
 		r.order = r.order[1:]
 	}

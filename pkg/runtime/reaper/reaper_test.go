@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -128,6 +129,44 @@ func TestUnclaimed(t *testing.T) {
 	}
 	if len(r.unclaimed) > maxUnclaimed || len(r.order) > maxUnclaimed {
 		t.Errorf("%d, %d remembered", len(r.unclaimed), len(r.order))
+	}
+}
+
+// A child whose exit was dropped, because too many of unknown processes came before its pid was known, is not waited for in
+// vain.
+func TestExpectOutlivesUnclaimed(t *testing.T) {
+	r := theReaper()
+	forked := r.Expect()
+	pid, err := syscall.ForkExec("/bin/true", []string{"true"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for known := false; !known; runtime.Gosched() {
+		r.mu.Lock()
+		_, known = r.unclaimed[pid]
+		r.mu.Unlock()
+	}
+	const unknown = 1 << 30 // above any pid
+	for i := range maxUnclaimed {
+		r.settle(unknown+i, Status{})
+	}
+	s, err := forked(pid).Wait(t.Context())
+	if err != nil || !s.Unknown {
+		t.Errorf("%+v, %v", s, err)
+	}
+	forked = r.Expect()
+	for i := range 2 * maxUnclaimed {
+		r.settle(unknown+i, Status{})
+	}
+	pidfd := -1
+	pid, err = syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exit 3"},
+		&syscall.ProcAttr{Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{PidFD: &pidfd}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if s, err := forked(pid).Wait(t.Context()); err != nil || s.Unknown || s.Code() != 3 {
+		t.Errorf("one that is there: %+v, %v", s, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -168,21 +169,37 @@ type stdio struct{ in, out, childIn, childOut *os.File }
 func newStdio() (*stdio, error) {
 	var s stdio
 	var err error
-	if s.childIn, s.in, err = os.Pipe(); err != nil {
+	if s.childIn, s.in, err = pipe(); err != nil {
 		return nil, err
 	}
-	if s.out, s.childOut, err = os.Pipe(); err != nil {
+	if s.out, s.childOut, err = pipe(); err != nil {
 		return nil, err
 	}
 	_, err = s.in.Write([]byte("x")) // waits in the pipe until the program is there
 	return &s, err
 }
 
-func (s *stdio) firstByte() error {
-	if err := s.out.SetReadDeadline(time.Now().Add(lifetime)); err != nil {
-		return err
+// pipe is os.Pipe for a reader that the kernel wakes itself: Go's poller would add its own time to everyone's.
+func pipe() (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, err
 	}
-	_, err := s.out.Read(make([]byte, 1))
+	return os.NewFile(uintptr(p[0]), "pipe"), os.NewFile(uintptr(p[1]), "pipe"), nil
+}
+
+func (s *stdio) firstByte() error {
+	fds := []unix.PollFd{{Fd: int32(s.out.Fd()), Events: unix.POLLIN}}
+	n, err := 0, error(unix.EINTR)
+	for end := time.Now().Add(lifetime); errors.Is(err, unix.EINTR); {
+		n, err = unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds()))
+	}
+	if err == nil && n == 0 {
+		err = os.ErrDeadlineExceeded
+	}
+	if err == nil {
+		_, err = s.out.Read(make([]byte, 1))
+	}
 	if err != nil {
 		return fmt.Errorf("first byte: %w", err)
 	}

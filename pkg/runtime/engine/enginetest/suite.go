@@ -101,6 +101,9 @@ func Run(t *testing.T, open func(t *testing.T) engine.Engine, caps Caps) {
 		}
 	})
 	t.Run("50 at once", func(t *testing.T) { manyAtOnce(t, s, 50) })
+	if e, ok := s.engine.(interface{ Release() }); ok {
+		e.Release() // what it has made ahead
+	}
 	t.Run("nothing is left", func(t *testing.T) { before.compare(t) })
 	removeCgroupParent(t)
 	if err := os.RemoveAll(base); err != nil {

@@ -52,8 +52,10 @@ func (c *container) Save() (*engine.Saved, error) {
 	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup.Cgroup(), Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
 	s := &engine.Saved{Files: []int{c.init.pidfd}}
 	if c.pending != nil {
-		if err := c.pending.stub.settled(); err != nil { // nobody else could make sense of the answer
-			c.pending.failed = err
+		if c.pending.failed == nil { // nobody else could make sense of the answer
+			c.pending.failed = c.pending.stub.settled()
+		}
+		if err := c.pending.failed; err != nil {
 			return nil, fmt.Errorf("save container %s: %w", c.id, err)
 		}
 		p := &savedPending{Name: c.pending.name, Spec: toStart(c.pending.spec), Filter: c.pending.filter, Top: c.pending.top}

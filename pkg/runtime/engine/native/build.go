@@ -23,16 +23,21 @@ type builder struct {
 	ns      *namespaces
 	forking *forking // since launch
 	stub    *stub
+	kit     *kit // nil: nothing was made ahead
+	recipe  *recipe
 	release func()
 	id      *identity // of the container's process
-	// places brings the cgroup, once. joined: the stub has the order to join it. rooted: the root is attached. prepared: the
+	// places is the cgroup, when brought has rung. joined: the stub has the order to join it. rooted: the root is attached. prepared: the
 	// stub has its identity.
-	places                   chan *place
-	place                    *place
-	joined, rooted, prepared bool
+	places                             *place
+	brought                            bell
+	place                              *place
+	joined, rooted, prepared, finished bool
 	// same: leave can make the thread what it was.
-	same  bool
-	umask int
+	same bool
+	// remask: something was mounted over proc, so that what a kit has masked there must be masked again.
+	remask bool
+	umask  int
 
 	ids    idMap
 	mounts []*mountPoint
@@ -49,9 +54,6 @@ type builder struct {
 // build changes the thread that it runs on. On error the stub, if there is one, is for the caller to kill.
 func (b *builder) build() (err error) {
 	defer func() {
-		if b.release != nil {
-			b.release()
-		}
 		if err != nil {
 			b.close()
 		}
@@ -81,7 +83,7 @@ func (b *builder) build() (err error) {
 	}{
 		{"root", b.attachRoot}, {"", b.mountAll}, {"devices", b.devices}, {"terminal", b.console}, {"cwd", b.workdir},
 		{"", b.createHooks}, {"masked path", b.mask}, {"read-only path", b.readOnly}, {"sysctl", b.sysctl},
-		{"pivot", b.pivot}, {"", b.prepare}, {"", b.placed},
+		{"pivot", b.pivot},
 	} {
 		if err := b.advance(); err != nil {
 			return err
@@ -94,7 +96,10 @@ func (b *builder) build() (err error) {
 		}
 	}
 	b.same = b.nested()
-	return nil
+	if !b.arrived() {
+		return nil // whoever brings the cgroup goes on
+	}
+	return b.finish()
 }
 
 // leave moves the thread back to where it was before enter, and tells whether it is fit for the next container.
@@ -102,6 +107,9 @@ func (b *builder) leave() bool {
 	back := b.same && unix.Setns(int(b.engine.self.Fd()), int(b.entered())) == nil &&
 		unix.Fchdir(int(b.engine.home.Fd())) == nil && unix.Chroot(".") == nil && unix.Umask(b.umask) == 0
 	b.close()
+	if back { // before this thread comes to rest, and so sees it
+		b.engine.stock.want(b.recipe)
+	}
 	return back
 }
 
@@ -110,7 +118,6 @@ func (b *builder) close() {
 		closeFD(m.source)
 		m.source = -1
 	}
-	b.closePlace()
 	for _, fd := range b.readOnlyLater {
 		closeFD(fd)
 	}
@@ -122,16 +129,12 @@ func (b *builder) close() {
 	}
 	closeFD(b.nullClone)
 	closeFD(b.emptyClone)
+	if b.kit != nil {
+		b.kit.close()
+	}
 	closeFD(b.root)
 	b.mounts, b.readOnlyLater, b.helpers, b.userNS = nil, nil, nil, nil
 	b.nullClone, b.emptyClone, b.root = -1, -1, -1
-}
-
-// closePlace closes what is left of the place, if it has come yet.
-func (b *builder) closePlace() {
-	if b.arrived() {
-		b.place.close()
-	}
 }
 
 // outside sets what is set from outside of the container.

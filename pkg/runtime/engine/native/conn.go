@@ -27,6 +27,7 @@ const (
 	opJoin
 	opPrepare
 	opGo
+	opTake
 )
 
 // maxPayload is the most that the stub takes with one order.

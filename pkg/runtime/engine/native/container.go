@@ -155,17 +155,22 @@ func (e *Engine) Create(ctx context.Context, config *engine.Config) (engine.Cont
 	if err := makeBundle(config.Dir, spec); err != nil {
 		return nil, fmt.Errorf("bundle: %w", err)
 	}
-	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, id: id, ns: ns, root: -1, nullClone: -1, emptyClone: -1,
-		places: make(chan *place, 1)}
-	if !b.bornInto() {
-		if err := b.launch(); err != nil {
-			return nil, errors.Join(fmt.Errorf("create container %s: %w", config.ID, orContext(ctx, err)), removeBundle(config.Dir, spec))
-		}
+	b := &builder{ctx: ctx, engine: e, config: config, spec: spec, id: id, ns: ns, root: -1, nullClone: -1, emptyClone: -1}
+	building := e.threads.start(b.build, b.leave)
+	b.places = b.openPlace()
+	b.brought.ring()
+	err = building.wait()
+	if err == nil {
+		err = b.finish()
 	}
-	done := e.threads.start(b.build, b.leave)
-	b.places <- b.openPlace()
-	if err := <-done; err != nil {
-		b.closePlace()
+	b.places.close()
+	if b.release != nil {
+		b.release()
+	}
+	if err == nil { // its end has cut the stub's socket, perhaps after all answers were there
+		err = ctx.Err()
+	}
+	if err != nil {
 		if b.stub != nil {
 			b.stub.kill()
 		}

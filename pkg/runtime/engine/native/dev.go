@@ -35,27 +35,33 @@ func (b *builder) devices() error {
 			return nil
 		}
 	}
+	if b.kit != nil && b.kit.devices {
+		return b.ownDevices()
+	}
 	fd, err := b.devDir()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	fresh := unix.Fstat(fd, &st) == nil && st.Mode&unix.S_ISGID == 0
 	spec := map[string]bool{}
 	for _, d := range b.spec.Linux.Devices {
 		spec[path.Clean("/"+d.Path)] = true
 	}
+	if err := b.fillDev(fd, spec); err != nil {
+		return err
+	}
+	return b.ownDevices()
+}
+
+// fillDev makes what is in every /dev but for the devices that the container has itself.
+func (b *builder) fillDev(fd int, own map[string]bool) error {
+	var st unix.Stat_t
+	fresh := unix.Fstat(fd, &st) == nil && st.Mode&unix.S_ISGID == 0
 	for _, d := range defaultDevices {
-		if !spec[d.Path] {
+		if !own[d.Path] {
 			if err := b.deviceIn(fd, d, fresh); err != nil {
 				return err
 			}
-		}
-	}
-	for _, d := range b.spec.Linux.Devices {
-		if err := b.device(d); err != nil {
-			return err
 		}
 	}
 	for _, l := range defaultLinks {
@@ -67,6 +73,16 @@ func (b *builder) devices() error {
 		}
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("/dev/%s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// ownDevices makes those that the container asks for.
+func (b *builder) ownDevices() error {
+	for _, d := range b.spec.Linux.Devices {
+		if err := b.device(d); err != nil {
+			return err
 		}
 	}
 	return nil

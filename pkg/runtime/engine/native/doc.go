@@ -14,12 +14,18 @@
 // loads the seccomp filter if that allows what the stub has yet to do. Start tells it to become its program.
 // An exec session is a fork of the nursery too; it joins the namespaces of the container's first process through one pidfd.
 //
+// What is the same for all containers of a kind, and holds nothing of the host's, is made ahead of them: the file systems of
+// /dev with their nodes, and, where a process need not be born into its cgroup (on v1 hierarchies only), a stub in new
+// namespaces with their proc and sysfs. Such a kit is made when nothing was created for some milliseconds, one for each of
+// the last two kinds of containers, and thrown away half a minute after the last of its kind. A container that comes too
+// soon is made all at once, and is the same.
+//
 // The engine resolves nothing through the container's own /proc, never follows a link out of its root, hands no file
 // descriptor to the container but 0, 1 and 2, and leaves no mount on the host. Everything it makes in the kernel goes away
 // with the container's processes; on disk it writes only to Config.Dir, and only for hooks.
 //
 // A created container costs a pidfd and a socket, a running one a pidfd; there is no goroutine and no thread for it. An
-// engine costs the nursery, some 100 KB of the kernel's memory, and up to two idle threads.
+// engine costs the nursery, some 100 KB of the kernel's memory, and up to two idle threads; a kit costs about as much again.
 //
 // # Kernel
 //

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ type Engine struct {
 	caps   uint64   // what this process has and may pass on
 	// nursery is where containers' and sessions' processes come from.
 	nursery nursery
+	stock   stock
 	// threads is where containers are built. self and home are this process's pidfd and root directory, for their way back.
 	threads threads
 	self    *os.File
@@ -41,7 +43,7 @@ type Engine struct {
 // New makes an engine whose processes r reaps. It needs root, and returns errdefs.ErrNotImplemented where the kernel
 // lacks what the engine is built on.
 func New(r *reaper.Reaper) (*Engine, error) {
-	e := &Engine{reaper: r}
+	e := &Engine{reaper: r, stock: stock{life: shelfLife}}
 	if err := e.open(); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("native engine: %w", err)
@@ -84,15 +86,21 @@ func (e *Engine) open() (err error) {
 	if e.home, err = os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return err
 	}
+	e.threads.spare = func() time.Duration { return e.stock.tend(e) }
+	e.threads.none = e.stock.clear
 	return e.nursery.open(e)
 }
 
 // Name implements engine.Engine.
 func (e *Engine) Name() string { return "native" }
 
+// Release gives back what was made ahead of containers that nobody has asked for yet.
+func (e *Engine) Release() { e.stock.clear() }
+
 // Close releases the engine's own descriptors. No other method may run at the same time or afterwards.
 func (e *Engine) Close() error {
 	e.threads.close()
+	e.stock.clear()
 	e.nursery.close()
 	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty, e.self, e.home} {
 		if f != nil {

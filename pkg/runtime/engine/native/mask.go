@@ -14,17 +14,15 @@ import (
 func (b *builder) mask() error {
 	file, dir := masker{fd: b.nullClone}, masker{fd: b.emptyClone}
 	for _, p := range b.spec.Linux.MaskedPaths {
+		if b.covered(p) {
+			continue
+		}
 		t, err := inRoot(b.root, p, unix.O_PATH, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
 		if err == nil {
-			var isdir bool
-			if isdir, err = isDir(t); err == nil && isdir {
-				err = dir.cover(t)
-			} else if err == nil {
-				err = file.cover(t)
-			}
+			err = hide(t, &file, &dir)
 			unix.Close(t)
 		}
 		if err != nil {
@@ -33,6 +31,21 @@ func (b *builder) mask() error {
 	}
 	return nil
 }
+
+// hide covers a file or a directory.
+func hide(t int, file, dir *masker) error {
+	isdir, err := isDir(t)
+	if err != nil {
+		return err
+	}
+	if isdir {
+		return dir.cover(t)
+	}
+	return file.cover(t)
+}
+
+// covered tells whether a path came masked, or read-only, with the kit, and nothing was mounted over it since.
+func (b *builder) covered(p string) bool { return b.kit != nil && !b.remask && b.kit.covered[p] }
 
 // masker is a mount that hides others.
 type masker struct {
@@ -61,6 +74,9 @@ var deviceOnly = attrChange{set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID
 // readOnly makes each read-only path, with everything mounted below it, read-only through a clone of itself.
 func (b *builder) readOnly() error {
 	for _, p := range b.spec.Linux.ReadonlyPaths {
+		if b.covered(p) {
+			continue
+		}
 		t, err := inRoot(b.root, p, unix.O_PATH, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			continue

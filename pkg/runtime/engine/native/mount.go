@@ -22,17 +22,11 @@ type mountPoint struct {
 // namespace: there the paths mean what the caller meant, and a clone keeps its propagation with the host.
 func (b *builder) openSources() (err error) {
 	if len(b.spec.Linux.MaskedPaths) > 0 {
-		if b.nullClone, err = cloneMount(int(b.engine.null.Fd()), false); err != nil {
-			return fmt.Errorf("the null device: %w", err)
+		if b.nullClone, err = b.cloneNull(); err != nil {
+			return err
 		}
-		if err = deviceOnly.apply(b.nullClone, false); err != nil {
-			return fmt.Errorf("the null device: %w", err)
-		}
-		if b.emptyClone, err = cloneMount(int(b.engine.empty.Fd()), false); err != nil {
-			// Before Linux 6.15 there were no clones of what is not attached.
-			if b.emptyClone, err = newEmpty(); err != nil {
-				return fmt.Errorf("masked paths: %w", err)
-			}
+		if b.emptyClone, err = b.cloneEmpty(); err != nil {
+			return err
 		}
 	}
 	for _, m := range b.spec.Mounts {
@@ -54,6 +48,32 @@ func (b *builder) openSources() (err error) {
 		}
 	}
 	return nil
+}
+
+// cloneNull makes a mount of the host's null device for masked paths.
+func (b *builder) cloneNull() (int, error) {
+	fd, err := cloneMount(int(b.engine.null.Fd()), false)
+	if err == nil {
+		if err = deviceOnly.apply(fd, false); err != nil {
+			unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("the null device: %w", err)
+	}
+	return fd, nil
+}
+
+// cloneEmpty makes a mount of an empty directory for masked paths.
+func (b *builder) cloneEmpty() (int, error) {
+	fd, err := cloneMount(int(b.engine.empty.Fd()), false)
+	if err != nil { // Before Linux 6.15 there were no clones of what is not attached.
+		fd, err = newEmpty()
+	}
+	if err != nil {
+		return -1, fmt.Errorf("masked paths: %w", err)
+	}
+	return fd, nil
 }
 
 // mountAll makes every mount of the spec, in its order.
@@ -177,7 +197,14 @@ func (m *mountPoint) finish(fd int) error {
 
 // filesystem makes a new file system and attaches it.
 func (b *builder) filesystem(m *mountPoint) error {
-	fd, err := b.newMount(m)
+	fd, ready := b.kit.mount(path.Clean("/" + m.Destination))
+	if ready && fd < 0 {
+		return nil
+	}
+	var err error
+	if !ready {
+		fd, err = b.newMount(m)
+	}
 	if err != nil {
 		return err
 	}
@@ -316,7 +343,9 @@ func (b *builder) target(dest string, dir bool, mount int) (int, error) {
 		return -1, fmt.Errorf("mount point: %w", errors.Join(err, invalid("a directory and a file can't be mounted over each other")))
 	}
 	isProc := magic == unix.PROC_SUPER_MAGIC
-	if fsMagic(t) == unix.PROC_SUPER_MAGIC && !overProc[dest] && !(dest == "/proc" && isProc) {
+	over := fsMagic(t) == unix.PROC_SUPER_MAGIC || b.kit.masks(t)
+	b.remask = b.remask || over
+	if over && !overProc[dest] && !(dest == "/proc" && isProc) {
 		unix.Close(t)
 		return -1, fmt.Errorf("the mount point is inside of proc: %w", errdefs.ErrPermissionDenied)
 	}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
 // nursery is the process that all stubs are forked from: a stub itself, executed once and a few pages large, which takes
@@ -19,6 +21,37 @@ import (
 type nursery struct {
 	mu   sync.Mutex
 	stub *stub // nil after its death
+	// ordered are the stubs that it has not told of yet, and which process has the order: one that died with it can't be told
+	// from one that takes its time, as the fork itself keeps the socket open.
+	telling sync.Mutex
+	ordered map[*stub]*stub
+}
+
+// expect notes an order before it is given, told that it was answered, or never will be.
+func (n *nursery) expect(s *stub) {
+	n.telling.Lock()
+	defer n.telling.Unlock()
+	if n.ordered == nil {
+		n.ordered = map[*stub]*stub{}
+	}
+	n.ordered[s] = n.stub
+}
+
+func (n *nursery) told(s *stub) {
+	n.telling.Lock()
+	defer n.telling.Unlock()
+	delete(n.ordered, s)
+}
+
+// died cuts off who waits for an answer of a nursery that has ended.
+func (n *nursery) died(nursery *stub) {
+	n.telling.Lock()
+	defer n.telling.Unlock()
+	for s, of := range n.ordered {
+		if of == nursery {
+			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
+		}
+	}
 }
 
 // spawn orders the fork of s with the descriptors that struct spawn in stub/stub.h tells of, and closes the first of them,
@@ -43,10 +76,16 @@ func (n *nursery) spawn(s *stub, fds []int) (err error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer func() {
+		if err != nil {
+			n.told(s)
+		}
+	}()
 	for range 2 {
 		if err = n.open(s.engine); err != nil {
 			return err
 		}
+		n.expect(s)
 		var back func()
 		if back, err = n.bind(l.affinity); err == nil {
 			if err = n.stub.order(opSpawn, 0, b, fds...); err == nil {
@@ -90,6 +129,8 @@ func (n *nursery) open(e *Engine) (err error) {
 		if n.stub, err = e.newNursery(); err != nil {
 			return fmt.Errorf("nursery: %w", err)
 		}
+		is := n.stub
+		is.child.AfterExit(func(reaper.Status) { n.died(is) })
 	}
 	return nil
 }

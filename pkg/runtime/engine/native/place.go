@@ -89,18 +89,16 @@ func (p *place) clone(cg *engine.Cgroup, spec *specs.Spec) error {
 // awaitPlace waits for the cgroup, which its maker gives in any case.
 func (b *builder) awaitPlace() error {
 	if b.place == nil {
-		b.place = <-b.places
+		b.brought.wait(-1)
+		b.place = b.places
 	}
 	return b.place.err
 }
 
 // arrived tells whether the cgroup is ready.
 func (b *builder) arrived() bool {
-	if b.place == nil {
-		select {
-		case b.place = <-b.places:
-		default:
-		}
+	if b.place == nil && b.brought.heard() {
+		b.place = b.places
 	}
 	return b.place != nil
 }
@@ -132,6 +130,18 @@ func (b *builder) join(wait bool) error {
 		}
 		return err
 	}, opJoin, unshare, nil, b.place.files...)
+}
+
+// finish does the rest, on whichever thread comes last.
+func (b *builder) finish() error {
+	if b.finished {
+		return nil
+	}
+	b.finished = true
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	return b.placed()
 }
 
 // placed waits until the stub is in its cgroup and namespaces. That it is prepared need not be waited for: Start, or Save,

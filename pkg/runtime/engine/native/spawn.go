@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -44,14 +45,45 @@ func (b *builder) launch() (err error) {
 			l.clone, l.unshare = l.clone&^unix.CLONE_NEWNS, l.unshare|unix.CLONE_NEWNS
 		}
 	}
+	l.joins = append(l.joins, b.joins()...)
+	b.forking, err = b.engine.beginFork(l)
+	return err
+}
+
+// joins are the namespaces that the stub joins.
+func (b *builder) joins() (fds []int) {
 	// These don't decide about the right to join the others.
 	for _, flag := range []uintptr{unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWNS} {
 		if f := b.ns.joined[flag]; f != nil {
-			l.joins = append(l.joins, int(f.Fd()))
+			fds = append(fds, int(f.Fd()))
 		}
 	}
-	b.forking, err = b.engine.beginFork(l)
-	return err
+	return fds
+}
+
+// take makes the stub of the kit, if there is one, the container's. Without one b is as before.
+func (b *builder) take() bool {
+	if b.kit == nil || b.kit.stub == nil {
+		return false
+	}
+	s := b.kit.stub
+	fds, null, err := b.engine.stdio([3]*os.File{b.config.Stdin, b.config.Stdout, b.config.Stderr})
+	if err == nil {
+		err = s.ask(func(at int, err error) error {
+			if failed := (*stubError)(nil); errors.As(err, &failed) {
+				return &joinError{at, err}
+			}
+			return err
+		}, opTake, 0, nil, append(fds, b.joins()...)...)
+	}
+	closeFD(null)
+	if err != nil { // it has just died
+		b.kit.discard()
+		b.kit = nil
+		return false
+	}
+	b.stub, b.kit.stub = s, nil
+	return true
 }
 
 // bornInto tells whether the stub is to be forked into a cgroup that need not be there from the beginning.
@@ -59,18 +91,24 @@ func (b *builder) bornInto() bool { return b.config.Cgroup != nil && len(b.confi
 
 // spawn takes over the container's stub, and brings it to where it stays.
 func (b *builder) spawn() (err error) {
+	b.recipe = newRecipe(b)
+	b.kit = b.engine.stock.take(b.recipe)
+	if b.take() {
+		b.release = b.stub.guard(b.ctx)
+		return b.beforehand()
+	}
 	meanwhile := b.beforehand
-	if b.forking == nil {
+	if b.bornInto() {
 		if err := b.beforehand(); err != nil {
 			return err
 		}
 		if err := b.awaitPlace(); err != nil {
 			return err
 		}
-		if err := b.launch(); err != nil {
-			return err
-		}
 		meanwhile = nil
+	}
+	if err := b.launch(); err != nil {
+		return err
 	}
 	if b.stub, err = b.forking.finish(meanwhile); err != nil {
 		return err

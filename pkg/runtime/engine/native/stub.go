@@ -74,20 +74,11 @@ func (e *Engine) beginFork(l launch) (_ *forking, err error) {
 			f.close()
 		}
 	}()
-	null := -1
-	for _, file := range l.stdio {
-		if file != nil {
-			f.fds = append(f.fds, int(file.Fd()))
-			continue
-		}
-		if null < 0 {
-			if null, err = e.reopen(int(e.stdin.Fd()), unix.O_RDWR); err != nil {
-				return nil, fmt.Errorf("%s: %w", os.DevNull, err)
-			}
-			f.closing = append(f.closing, null)
-		}
-		f.fds = append(f.fds, null)
+	var null int
+	if f.fds, null, err = e.stdio(l.stdio); err != nil {
+		return nil, err
 	}
+	f.closing = append(f.closing, null)
 	if cg := l.cgroup; cg != nil {
 		// A cgroup2 directory for CLONE_INTO_CGROUP, Linux 5.7.
 		if cg.Unified != "" {
@@ -106,6 +97,24 @@ func (e *Engine) beginFork(l launch) (_ *forking, err error) {
 	}
 	f.fds = append(f.fds, l.joins...)
 	return f, f.order()
+}
+
+// stdio are the descriptors of a stub's stdio. null is to be closed.
+func (e *Engine) stdio(files [3]*os.File) (fds []int, null int, err error) {
+	null = -1
+	for _, file := range files {
+		if file != nil {
+			fds = append(fds, int(file.Fd()))
+			continue
+		}
+		if null < 0 {
+			if null, err = e.reopen(int(e.stdin.Fd()), unix.O_RDWR); err != nil {
+				return nil, -1, fmt.Errorf("%s: %w", os.DevNull, err)
+			}
+		}
+		fds = append(fds, null)
+	}
+	return fds, null, nil
 }
 
 // order gives the nursery its order, with the descriptors that follow the stub's socket.
@@ -186,6 +195,7 @@ func (s *stub) spawned() (pid int, err error) {
 			s.first = &answer{val, err} // the fork's own, which was faster
 		}
 	}
+	s.engine.nursery.told(s)
 	return s.pid, s.unborn
 }
 

@@ -56,7 +56,7 @@ __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
 #define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
 
 enum { OP_UNSHARE = 2, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT,
-	OP_NEST, OP_SPAWN, OP_JOIN, OP_PREPARE, OP_GO };
+	OP_NEST, OP_SPAWN, OP_JOIN, OP_PREPARE, OP_GO, OP_TAKE };
 enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8, F_TOP = 16, F_EARLY = 32 };
 enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
 	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
