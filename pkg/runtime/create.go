@@ -16,6 +16,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/objectid"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
+	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
@@ -120,27 +121,9 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 	}
 
 	next := *ctr
-	op.Stage("snapshot")
-	if next.Rootfs, err = c.cfg.Images.Snapshot(ctx, ctr.ID, image.ID); err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
-	}
-	if err := faultpoint.Hit("container.create.snapshot"); err != nil {
+	if err := c.prepare(ctx, op, pod, &next, image); err != nil {
 		return nil, err
 	}
-	op.Stage("spec")
-	vols := c.volumes(ctx, pod, &next)
-	sp, err := c.spec(pod, &next, image, vols.mount)
-	if err == nil {
-		next.Process = sp.Process
-		err = c.build(ctx, op, pod, &next, sp)
-	}
-	if undo := vols.release(); undo != nil {
-		c.cfg.Log.Warn("mounts of image volumes are left until the next start", "container", ctr.ID, "error", undo)
-	}
-	if err != nil {
-		return nil, err
-	}
-
 	if err := faultpoint.Hit("container.create.built"); err != nil {
 		return nil, err
 	}
@@ -158,6 +141,36 @@ func (c *Containers) create(ctx context.Context, op *operation.Op, pod *Pod, con
 		return nil, errStopped(pod.ID)
 	}
 	return &next, nil
+}
+
+// prepare makes the container's writable layer and its spec at the same time, and builds it.
+func (c *Containers) prepare(ctx context.Context, op *operation.Op, pod *Pod, ctr *Container, image *imagestore.Image) error {
+	op.Stage("snapshot and spec")
+	var root rootfs.Rootfs
+	made := make(chan error, 1)
+	go func() {
+		var err error
+		if root, err = c.cfg.Images.Snapshot(ctx, ctr.ID, image.ID); err != nil {
+			err = fmt.Errorf("snapshot: %w", err)
+		}
+		made <- err
+	}()
+	vols := c.volumes(ctx, pod, ctr)
+	sp, err := c.spec(pod, ctr, image, vols.mount)
+	if serr := <-made; serr != nil {
+		err = serr
+	}
+	if err == nil {
+		err = faultpoint.Hit("container.create.snapshot")
+	}
+	if err == nil {
+		ctr.Process, ctr.Rootfs = sp.Process, root
+		err = c.build(ctx, op, pod, ctr, sp)
+	}
+	if undo := vols.release(); undo != nil {
+		c.cfg.Log.Warn("mounts of image volumes are left until the next start", "container", ctr.ID, "error", undo)
+	}
+	return err
 }
 
 // publish records and shows a finished container; what happens to it from now on comes after.
