@@ -73,7 +73,7 @@ func Create(dir, name string) (string, error) { return create(dir, name, build) 
 func create(dir, name string, get func() (nameless, error)) (string, error) {
 	made := newPinning()
 	made.made = true
-	path, err := pin(dir, name, func(path string) error {
+	path, err := pin(dir, name, made, func(path string) error {
 		n, err := get()
 		if err != nil {
 			return err
@@ -88,7 +88,6 @@ func create(dir, name string, get func() (nameless, error)) (string, error) {
 		}
 		return "", err
 	}
-	pinned.Store(path, made)
 	return path, nil
 }
 
@@ -135,7 +134,7 @@ func PinFD(dir, name string, fd int) (string, error) {
 	if err := checkFD(fd); err != nil {
 		return "", err
 	}
-	return pin(dir, name, func(path string) error { return bind(fmt.Sprintf("/proc/self/fd/%d", fd), path) })
+	return pin(dir, name, newPinning(), func(path string) error { return bind(fmt.Sprintf("/proc/self/fd/%d", fd), path) })
 }
 
 // PinPID pins the network namespace of a process, e.g. one that was made in a user namespace. The caller must know
@@ -217,7 +216,8 @@ func List(dir, prefix string) ([]string, error) {
 	return names, nil
 }
 
-func pin(dir, name string, mount func(path string) error) (_ string, err error) {
+// pin mounts a namespace at dir/name, and keeps p of it.
+func pin(dir, name string, p *pinning, mount func(path string) error) (_ string, err error) {
 	if name == "" || name != filepath.Base(name) || name[0] == '.' {
 		return "", fmt.Errorf("network namespace name %q: %w", name, errdefs.ErrInvalidArgument)
 	}
@@ -240,7 +240,7 @@ func pin(dir, name string, mount func(path string) error) (_ string, err error) 
 		return "", fmt.Errorf("pin network namespace: %w", err)
 	}
 	_ = f.Close()
-	pinned.Store(path, newPinning())
+	pinned.Store(path, p)
 	if err = faultpoint.Hit("netns.pin.file"); err == nil {
 		err = mount(path)
 	}

@@ -29,7 +29,7 @@ func TestShared(t *testing.T) {
 		h.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/hook"}}}
 		return h
 	}
-	if s.share(hooked()) == s.share(hooked()) {
+	if a, b := s.share(hooked()), s.share(hooked()); a == b {
 		t.Error("specs with hooks are shared")
 	}
 	if bare := (&specs.Spec{Process: &specs.Process{}}); s.share(bare) != bare {
