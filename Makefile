@@ -132,12 +132,12 @@ test-faults: build faults tools
 	go run ./test/torture/points -errors $(HITS)
 
 # cri-server beside containerd and CRI-O, all built here. QUICK=1 takes some five minutes, not some forty, and leaves the
-# published page alone, unless OUT=docs/bench says otherwise. TARGETS and PHASES choose: bin/cribench -h.
+# published page alone, unless OUT=docs/bench says otherwise. TARGETS, PHASES, and FLAGS='-passes 2' choose: bin/cribench -h.
 BENCHOUT := $(or $(OUT),$(if $(QUICK),$(CACHE)/bench,docs/bench))
 bench: build assets bench-peers
 	go build -o bin/cribench ./test/bench/cribench
 	@hack/as-root bin/cribench $(if $(QUICK),-quick) -out $(BENCHOUT) -doc $(dir $(BENCHOUT))benchmarks.md \
-	  -targets '$(TARGETS)' -phases '$(PHASES)' -command 'make bench$(if $(QUICK), QUICK=1)$(if $(OUT), OUT=$(OUT))'
+	  -targets '$(TARGETS)' -phases '$(PHASES)' $(FLAGS) -command 'make bench$(if $(QUICK), QUICK=1)$(if $(OUT), OUT=$(OUT))$(if $(FLAGS), FLAGS="$(FLAGS)")'
 
 # Pulls of five images by cri-server, containerd and CRI-O; some three minutes. The next page of `make bench` has its table.
 bench-pull: build bench-peers

@@ -3,8 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -14,10 +12,11 @@ type bar struct {
 	value, top float64
 }
 
-// line is one curve.
+// line is one curve, with the spread of each point; low and high may be nil.
 type line struct {
-	name string
-	x, y []float64
+	name      string
+	x, y      []float64
+	low, high []float64
 }
 
 var palette = []string{"#0b6e4f", "#3c9d7a", "#8cc9b0", "#5b7aa6", "#a3b7d1", "#c8553d", "#e09a86", "#7d5ba6", "#b7a3d1"}
@@ -68,6 +67,9 @@ func curves(title, xUnit, yUnit string, list []line) string {
 	for _, l := range list {
 		for i := range l.x {
 			xMost, low, most = max(xMost, l.x[i]), min(low, l.y[i]), max(most, l.y[i])
+			if l.low != nil {
+				low, most = min(low, l.low[i]), max(most, l.high[i])
+			}
 		}
 	}
 	low, most = math.Pow(10, math.Floor(math.Log10(max(low, 1e-3)))), math.Pow(10, math.Ceil(math.Log10(max(most, 1e-2))))
@@ -95,6 +97,9 @@ func curves(title, xUnit, yUnit string, list []line) string {
 		var points []string
 		for k := range l.x {
 			points = append(points, fmt.Sprintf("%.1f,%.1f", x(l.x[k]), y(l.y[k])))
+			if l.low != nil {
+				fmt.Fprintf(&s, `<path d="M%.1f %.1fV%.1f" stroke="%s" stroke-width="1.5" fill="none"/>`, x(l.x[k]), y(l.low[k]), y(l.high[k]), palette[i%len(palette)])
+			}
 			fmt.Fprintf(&s, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`, x(l.x[k]), y(l.y[k]), palette[i%len(palette)])
 		}
 		fmt.Fprintf(&s, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>`, strings.Join(points, " "), palette[i%len(palette)])
@@ -102,58 +107,4 @@ func curves(title, xUnit, yUnit string, list []line) string {
 		fmt.Fprintf(&s, `<rect x="%d" y="%d" width="12" height="12" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n", width-right+16, at, palette[i%len(palette)], width-right+34, at+11, escape(l.name))
 	}
 	return s.String() + "</svg>\n"
-}
-
-// chart is a picture of the page.
-type chart struct{ file, title string }
-
-var pictures = []chart{{"pod-start.svg", "Pod start"}, {"exec.svg", "ExecSync"}, {"pod-end.svg", "Pod stop and removal"}, {"cpu.svg", "CPU of a pod's life"},
-	{"memory.svg", "Memory per pod"}, {"parallel.svg", "Pods started per second"}, {"growth.svg", "Pod start as pods get more"}}
-
-// charts writes those pictures for which there are figures.
-func charts(dir string, r *results) error {
-	timed := func(of func(t *result) *samples) (list []bar) {
-		for _, t := range r.Targets {
-			if s := of(t); s != nil {
-				list = append(list, bar{t.Target, s.at(50), s.at(95)})
-			}
-		}
-		return list
-	}
-	var mem []bar
-	var scale, grown []line
-	for _, t := range r.Targets {
-		if n := len(t.Memory); n > 0 {
-			m := t.Memory[n-1]
-			mem = append(mem, bar{name: fmt.Sprintf("%s (%d)", t.Target, m.Pods), value: m.PerPod + max(0, m.Growth)})
-		}
-		p, g := line{name: t.Target}, line{name: t.Target}
-		for i := range t.Parallel {
-			p.x, p.y = append(p.x, float64(t.Parallel[i].Workers)), append(p.y, t.Parallel[i].Start.mean())
-		}
-		for _, x := range t.Growth {
-			g.x, g.y = append(g.x, float64(x.Pods)), append(g.y, x.P50)
-		}
-		scale, grown = append(scale, p), append(grown, g)
-	}
-	text := map[string]string{}
-	for i, b := range [][]bar{timed(func(t *result) *samples { return t.Calls[podStart] }), timed(func(t *result) *samples { return t.Calls["ExecSync"] }),
-		timed(func(t *result) *samples { return t.Calls[podEnd] }), timed(func(t *result) *samples { return t.CPU[podLife] }), mem} {
-		unit := []string{"ms", "ms", "ms", "CPU ms", "KiB Pss outside the pod's own programs, and growth of the daemon; in brackets: pods"}[i]
-		if len(b) > 0 {
-			text[pictures[i].file] = bars(pictures[i].title, unit, b)
-		}
-	}
-	if len(scale) > 0 && len(scale[0].x) > 0 {
-		text["parallel.svg"] = curves("Pods started per second", "pods started at a time", "pods per s", scale)
-	}
-	if len(grown) > 0 && len(grown[0].x) > 0 {
-		text["growth.svg"] = curves("Pod start as pods get more", "pods there are", "ms, p50 of the last pods", grown)
-	}
-	for name, s := range text {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
