@@ -94,8 +94,27 @@ func (f *filling) finish(ctx context.Context) (err error) {
 	return faultpoint.Hit("cgroup.create.limited")
 }
 
-// Begin does all of it: it is systemd that makes the directories, and it takes them away when they are empty.
+// Begin leaves to finish what takes systemd its time, and makes the directory that a process must be forked into: systemd takes it
+// over as it is, with the process, and puts the placeholder beside it.
 func (d *systemd) Begin(ctx context.Context, p string, res *specs.LinuxResources) (*engine.Cgroup, func(context.Context) error, error) {
-	cg, err := d.Create(ctx, p, res)
-	return cg, nil, err
+	p, err := clean(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, _, ok := scopeOf(p); !ok {
+		cg, err := d.Create(ctx, p, res)
+		return cg, nil, err
+	}
+	cg := d.dirs(p)
+	if !d.v2 && cg.Unified != "" {
+		if err := unix.Mkdir(cg.Unified, 0o755); err != nil { // one that is there already, or a slice that is not
+			cg, err := d.Create(ctx, p, res)
+			return cg, nil, err
+		}
+		d.mark(filepath.Join(d.primary(), p), containerMark)
+	}
+	return cg, func(ctx context.Context) error {
+		_, err := d.Create(ctx, p, res)
+		return err
+	}, nil
 }

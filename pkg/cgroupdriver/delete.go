@@ -6,37 +6,24 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"sync"
 	"time"
 )
 
 // transientDir is where systemd keeps the unit files that it made for callers (systemd.unit(5)): one for each such unit, for as
-// long as it knows the unit.
-const transientDir = "/run/systemd/transient"
+// long as it knows the unit. A variable for a test.
+var transientDir = "/run/systemd/transient"
 
-// lookAgain is how long after its cgroup a scope may be known to systemd before something is done about it.
-const lookAgain = 2 * time.Second
+// letGo is how long systemd has to see that a scope is empty before it is told to stop it.
+const letGo = 500 * time.Millisecond
 
-// going are the scopes whose cgroups are gone, and which systemd may not have noticed yet.
-type going struct {
-	dir string // transientDir
-
-	mu    sync.Mutex
-	since map[string]leaving // by the scope's path
-	armed bool               // a look at them is due
-}
-
-// leaving is a scope that systemd knew when its cgroup went. Its file tells it from another of the same name.
-type leaving struct {
-	at   time.Time
-	file os.FileInfo // nil: not to be seen
-}
-
-// Delete kills what is left and removes the directories. With a cgroup2 hierarchy, which tells systemd of the last process's
-// end, it forgets the scope by itself, and needs no job for it: a job to stop the scope costs systemd as much as its
-// start. A look that follows makes sure that it did. On v1 alone nobody tells systemd, and it is asked.
+// Delete kills what is left, and then, with a cgroup2 hierarchy, which tells systemd of the last process's end, leaves it to
+// systemd to remove the scope, for which it needs no job: one to stop the scope costs it as much as the scope's start.
+// Where systemd does not in time, or on v1 alone, where nobody tells it, it is asked to. The directories that systemd knows
+// nothing of are removed at last. They must not go before: systemd that is told of an end, and finds no directory, takes the
+// scope to be running for ever.
 //
-// systemd, which may be executing itself anew on a busy machine, is waited for as long as in Create.
+// Each step has a deadline of its own: systemd, which may be executing itself anew on a busy machine, is waited for as long as
+// in Create.
 func (d *systemd) Delete(ctx context.Context, p string) error {
 	p, err := clean(p)
 	if err != nil {
@@ -47,103 +34,46 @@ func (d *systemd) Delete(ctx context.Context, p string) error {
 	if !ok {
 		return d.cgroupfs.Delete(ctx, p)
 	}
-	if d.unified != "" {
-		if err := d.cgroupfs.Delete(ctx, p); err != nil {
-			return err
-		}
-		d.lookAfter(p)
-		return nil
-	}
 	if pids, err := d.processes(p); err != nil || len(pids) > 0 {
 		if err := d.cgroupfs.Kill(ctx, p); err != nil {
 			return err
 		}
 	}
-	if err := d.stop(ctx, scope); err != nil {
-		err = fmt.Errorf("delete scope %s: %w", p, err)
-		return errors.Join(err, d.cgroupfs.Delete(ctx, p))
+	if !d.collected(ctx, p) {
+		if err := d.stop(ctx, scope); err != nil {
+			err = fmt.Errorf("delete scope %s: %w", p, err)
+			return errors.Join(err, d.cgroupfs.Delete(ctx, p))
+		}
 	}
 	return d.cgroupfs.Delete(ctx, p)
 }
 
-// seen looks at systemd's file of a scope: none when systemd does not know the scope. Where its directory can't be seen, it is
-// taken to.
-func (g *going) seen(p string) (file os.FileInfo, known bool) {
-	file, err := os.Lstat(path.Join(g.dir, path.Base(p)))
-	if !errors.Is(err, os.ErrNotExist) {
-		return file, true
+// collected waits until systemd has removed an empty scope. It is true as well for one that systemd does not know.
+func (d *systemd) collected(ctx context.Context, p string) bool {
+	if d.unified == "" {
+		return false
 	}
-	_, err = os.Lstat(g.dir)
-	return nil, err != nil
-}
-
-// still tells whether systemd knows the scope that l is.
-func (g *going) still(p string, l leaving) bool {
-	file, known := g.seen(p)
-	return known && (file == nil || l.file == nil || os.SameFile(file, l.file))
-}
-
-// lookAfter has a look at the scope later, if systemd knows it still.
-func (d *systemd) lookAfter(p string) {
-	file, known := d.going.seen(p)
-	if !known {
-		return
-	}
-	d.going.mu.Lock()
-	defer d.going.mu.Unlock()
-	d.going.since[p] = leaving{time.Now(), file}
-	if !d.going.armed {
-		d.going.armed = true
-		time.AfterFunc(lookAgain, d.look)
-	}
-}
-
-// look has systemd stop the scopes that it knows although their cgroups went a while ago. It runs once at a time, and not at all
-// while there are none. What it could not do it does again.
-func (d *systemd) look() {
-	for _, p := range d.going.due(time.Now()) {
-		if err := d.forget(context.Background(), p); err != nil {
-			d.log.Warn("systemd does not let go of the scope of a container that is gone; it is asked again", "cgroup", p, "error", err)
+	dir, deadline := d.dirs(p).Unified, time.Now().Add(letGo)
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
+		if !exists(dir, "cgroup.procs") || unknown(path.Base(p)) {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
 		}
 	}
-	d.going.mu.Lock()
-	defer d.going.mu.Unlock()
-	if d.going.armed = len(d.going.since) > 0; d.going.armed {
-		time.AfterFunc(lookAgain, d.look)
-	}
 }
 
-// due returns the scopes whose time it is, and drops those that systemd has forgotten.
-func (g *going) due(now time.Time) (paths []string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for p, l := range g.since {
-		switch {
-		case !g.still(p, l):
-			delete(g.since, p)
-		case now.Sub(l.at) >= lookAgain:
-			paths = append(paths, p)
-		}
+// unknown tells whether systemd does not know a scope, as far as that can be told without asking it.
+func unknown(scope string) bool {
+	if _, err := os.Lstat(path.Join(transientDir, scope)); !errors.Is(err, os.ErrNotExist) {
+		return false
 	}
-	return paths
-}
-
-// forget has systemd stop a scope that was deleted. One that has a process was made anew by somebody else and is left alone.
-func (d *systemd) forget(ctx context.Context, p string) error {
-	d.going.mu.Lock()
-	l, ok := d.going.since[p]
-	d.going.mu.Unlock()
-	if ok && d.going.still(p, l) {
-		if pids, err := d.processes(p); err != nil {
-			return err
-		} else if len(pids) == 0 {
-			if err := d.stop(ctx, path.Base(p)); err != nil {
-				return err
-			}
-		}
-	}
-	d.going.mu.Lock()
-	defer d.going.mu.Unlock()
-	delete(d.going.since, p)
-	return nil
+	_, err := os.Lstat(transientDir)
+	return err == nil
 }

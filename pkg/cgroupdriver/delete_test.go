@@ -1,59 +1,56 @@
 package cgroupdriver
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
 	"testing"
-	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// TestScopeThatSystemdKeeps: one that systemd knows although its cgroup is gone, because it was not told of the end, is stopped;
-// one that was made anew meanwhile is not.
+// TestScopeThatSystemdKeeps: one that systemd knows although its cgroup is gone, because it looked too late, is stopped.
 func TestScopeThatSystemdKeeps(t *testing.T) {
 	d, s := onSystemd(t)
-	p1, cg := create(t, d, nil)
-	c := spawn(t, cg, "exec sleep 100")
-	until(t, "the process to join", func() bool { return joined(d, p1, c) })
-	d.Settle(p1, 0)
-	due := func() {
-		for p, l := range s.going.since {
-			s.going.since[p] = leaving{l.at.Add(-time.Hour), l.file}
-		}
-		s.look()
-	}
-	s.lookAfter(p1)
-	if len(s.going.since) != 1 || !s.going.armed {
-		t.Fatal("nobody will look")
-	}
-	due()
-	if got := show(t, path.Base(p1), "ActiveState"); got != "active" {
-		t.Errorf("a scope with a process is %s", got)
-	}
-	if n := len(s.going.since); n != 0 {
-		t.Errorf("%d scopes are still to be looked at", n)
-	}
-	// Another one of that name, by which a look at the first finds out.
-	s.lookAfter(p1)
-	other := path.Join(t.TempDir(), "other")
-	if err := os.WriteFile(other, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	st, err := os.Lstat(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.going.since[p1] = leaving{time.Now(), st}
-	if due(); len(s.going.since) != 0 {
-		t.Error("another scope is taken for the one that was deleted")
-	}
-	// Whatever became of the process, nothing is left after a Delete and a look.
-	s.lookAfter(p1)
-	if err := d.Delete(t.Context(), p1); err != nil {
+	p1, _ := create(t, d, nil)
+	s.places.end(p1)
+	if err := s.cgroupfs.Delete(t.Context(), p1); err != nil { // by somebody else, before systemd looks, or not
 		t.Error(err)
 	}
-	due()
+	if err := s.stop(t.Context(), path.Base(p1)); err != nil {
+		t.Error(err)
+	}
 	until(t, "systemd to forget the scope", gone(t, path.Base(p1)))
-	_ = c.Wait()
+}
+
+// TestScopesGoByThemselves: nothing is left of many, which end at the same time, and no job is needed for most.
+func TestScopesGoByThemselves(t *testing.T) {
+	d, _ := onSystemd(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for n := range 10 {
+				p1, _ := d.Path("", fmt.Sprintf("c%d-%d", i, n))
+				if _, err := d.Create(t.Context(), p1, nil); err != nil {
+					t.Error(err)
+				}
+				d.Settle(p1, 0)
+				if err := d.Delete(t.Context(), p1); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	until(t, "systemd to forget all scopes", func() bool {
+		left, err := filepath.Glob(transientDir + "/cri-c*.scope")
+		return err == nil && len(left) == 0
+	})
 }
 
 // TestScopeMadeAgain right after its end.
@@ -68,17 +65,83 @@ func TestScopeMadeAgain(t *testing.T) {
 	}
 }
 
-// TestScopesUnseen: where systemd's files can't be seen, it is taken to know a scope; without the file it does not.
-func TestScopesUnseen(t *testing.T) {
-	g := &going{dir: t.TempDir(), since: map[string]leaving{"/a.slice/cri-1.scope": {}}}
-	if _, known := g.seen("/a.slice/cri-1.scope"); known {
+// TestUnknownScope: where systemd's files can't be seen, it is taken to know a scope; without the file it does not.
+func TestUnknownScope(t *testing.T) {
+	defer func(dir string) { transientDir = dir }(transientDir)
+	transientDir = t.TempDir()
+	if !unknown("cri-1.scope") {
 		t.Error("no file, but known")
 	}
-	if due := g.due(time.Now()); len(due) != 0 || len(g.since) != 0 {
-		t.Errorf("%v, %v", due, g.since)
+	if err := os.WriteFile(path.Join(transientDir, "cri-1.scope"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	g = &going{dir: path.Join(g.dir, "none"), since: map[string]leaving{"/a.slice/cri-1.scope": {}}}
-	if due := g.due(time.Now()); len(due) != 1 {
-		t.Errorf("no directory: %v", due)
+	if unknown("cri-1.scope") {
+		t.Error("a file, but unknown")
+	}
+	if transientDir = path.Join(transientDir, "none"); unknown("cri-1.scope") {
+		t.Error("no directory: nothing is known")
+	}
+}
+
+// TestScopeBegun: systemd takes over a directory that a process is in already.
+func TestScopeBegun(t *testing.T) {
+	d, s := onSystemd(t)
+	p1, err := d.Path("", "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	systemctl(t, "start", parent())
+	res := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: p(int64(64 << 20))}}
+	cg, finish, err := s.Begin(t.Context(), p1, res)
+	if err != nil || finish == nil {
+		t.Fatalf("%v, finish is nil: %v", err, finish == nil)
+	}
+	early := exec.Command("sleep", "100")
+	if err := early.Start(); err != nil {
+		t.Fatal(err)
+	}
+	begun := !d.v2 && cg.Unified != ""
+	if begun {
+		if err := write(cg.Unified, "cgroup.procs", strconv.Itoa(early.Process.Pid)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(t, path.Base(p1), "ActiveState"); got != "active" {
+		t.Errorf("the scope is %s", got)
+	}
+	if pids, err := d.Pids(p1); err != nil || begun && !slices.Equal(pids, []int{early.Process.Pid}) {
+		t.Errorf("processes %v, %v", pids, err)
+	}
+	if got := d.kernelWord(t, cg, "memory", "memory.limit_in_bytes", "memory.max"); got != strconv.Itoa(64<<20) {
+		t.Errorf("the limit is %s", got)
+	}
+	d.Settle(p1, early.Process.Pid)
+	_ = early.Process.Kill()
+	_ = early.Wait()
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	until(t, "systemd to forget the scope", gone(t, path.Base(p1)))
+	// Whose finish is never called goes as well; one that is there is made the whole way.
+	if _, _, err := s.Begin(t.Context(), p1, nil); err != nil {
+		t.Fatal(err)
+	}
+	cg, finish, err = s.Begin(t.Context(), p1, nil)
+	if err == nil && finish != nil {
+		err = finish(t.Context())
+	}
+	if err != nil || show(t, path.Base(p1), "ActiveState") != "active" {
+		t.Error(err)
+	}
+	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	for _, dir := range all(cg) {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", dir, err)
+		}
 	}
 }

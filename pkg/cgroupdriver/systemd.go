@@ -29,7 +29,6 @@ type systemd struct {
 	slice   string // of pods without a parent
 	version int
 	places  placeholders
-	going   going
 }
 
 const scopePrefix = "cri"
@@ -52,7 +51,6 @@ func newSystemd(cfg Config, l *layout) (*systemd, error) {
 		return nil, err
 	}
 	d := &systemd{cgroupfs: fs, bus: newBus(cfg.Logger), slice: slice, places: placeholders{of: map[string]*placeholder{}}}
-	d.going = going{dir: transientDir, since: map[string]leaving{}}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
 	if d.version, err = d.bus.version(ctx); err != nil {
@@ -144,9 +142,6 @@ func (d *systemd) Create(ctx context.Context, p string, res *specs.LinuxResource
 	res = d.oneMore(res)
 	props, err := d.properties(slice, scope, res)
 	if err != nil {
-		return nil, err
-	}
-	if err := d.forget(ctx, p); err != nil { // an earlier one of this name is not in the way
 		return nil, err
 	}
 	place, err := startPlaceholder()

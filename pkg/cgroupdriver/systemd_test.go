@@ -281,18 +281,22 @@ func TestSystemdExecutesItselfAnew(t *testing.T) {
 func TestDeleteWaitsForSystemd(t *testing.T) {
 	d, s := onSystemd(t)
 	p1, _ := create(t, d, nil)
-	d.Settle(p1, 0)
 	defer func(d time.Duration, sockets [2]string) { killTimeout, s.bus.sockets = d, sockets }(killTimeout, s.bus.sockets)
 	killTimeout = 100 * time.Millisecond
 	away, back := s.bus.sockets[0], path.Join(t.TempDir(), "systemd")
 	s.bus.close()
 	s.bus.sockets = [2]string{back, back + "-none"}
-	time.AfterFunc(5*killTimeout, func() {
-		if err := os.Symlink(away, back); err != nil {
+	symlinked := make(chan error, 1)
+	time.AfterFunc(5*killTimeout, func() { symlinked <- os.Symlink(away, back) })
+	if s.unified != "" { // stopped while its placeholder is there: else systemd mostly needs no word
+		if err := s.stop(t.Context(), path.Base(p1)); err != nil {
 			t.Error(err)
 		}
-	})
+	}
 	if err := d.Delete(t.Context(), p1); err != nil {
+		t.Error(err)
+	}
+	if err := <-symlinked; err != nil {
 		t.Error(err)
 	}
 	_, scope, _ := scopeOf(p1)
