@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Command runs a program to its end, as os/exec does, where a Reaper owns wait(2).
+// Command runs a program to its end, as os/exec does, where a Reaper owns wait(2). If this process ends before, however it
+// does, the program is killed: its successor must not find another at work on the same things.
 type Command struct {
 	Path string   // absolute, or looked up in PATH
 	Args []string // without argv[0]
@@ -49,15 +50,21 @@ func (c *Command) Run(ctx context.Context, r *Reaper) (Status, error) {
 	if env == nil {
 		env = os.Environ()
 	}
-	pidfd := -1 // so that the kill below can't reach another process: the Reaper may reap at any moment
-	var child *Child
+	var status Status
 	err = onThread(func() (err error) {
-		child, err = r.Fork(func() (int, error) {
-			return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
-				Dir: c.Dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
-			})
-		})
+		status, err = c.run(ctx, r, path, env, files)
 		return err
+	})
+	return status, err
+}
+
+// run is to be called on a thread that does nothing else: with it, and so with this process, the program dies.
+func (c *Command) run(ctx context.Context, r *Reaper, path string, env []string, files []uintptr) (Status, error) {
+	pidfd := -1 // so that the kill below can't reach another process: the Reaper may reap at any moment
+	child, err := r.Fork(func() (int, error) {
+		return syscall.ForkExec(path, append([]string{c.Path}, c.Args...), &syscall.ProcAttr{
+			Dir: c.Dir, Env: env, Files: files, Sys: &syscall.SysProcAttr{PidFD: &pidfd, Pdeathsig: syscall.SIGKILL},
+		})
 	})
 	if err != nil {
 		return Status{}, fmt.Errorf("%s %s: %w", c.Path, strings.Join(c.Args, " "), err)

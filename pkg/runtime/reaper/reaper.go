@@ -7,8 +7,8 @@
 //
 // SIGCHLD says that there is something to collect. The kernel gives it to the thread that has forked the child, or to the
 // main thread where that one has ended, and while that thread is in a system call that can't be interrupted, nobody hears of
-// it. So children that may live longer than a moment are to be forked on a thread that ends, as Command does, and a program whose
-// threads may get stuck keeps its main thread free.
+// it. So children that may live longer than a moment are to be forked on a thread that ends, or that does nothing but wait
+// for them as Command's does; and a program whose threads may get stuck keeps its main thread free.
 //
 // Attend takes over processes of a predecessor, whose parent may be another: the kernel tells through a pidfd how
 // those ended.

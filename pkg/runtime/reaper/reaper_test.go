@@ -17,7 +17,12 @@ import (
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
-func TestMain(m *testing.M) { testns.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(callerEnv) != "" {
+		call()
+	}
+	testns.Main(m)
+}
 
 // theReaper is made by the first test: not in the process around the tests, which waits for them itself.
 var theReaper = sync.OnceValue(New)
@@ -208,36 +213,46 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-// The end of a Command's program is told to the main thread: whatever thread it was asked for on may be stuck by then.
-func TestCommandIsTheMainThreads(t *testing.T) {
-	in, out, err := os.Pipe()
+// A Command's program does not outlive the process that has called it.
+func TestCommandDiesWithItsCaller(t *testing.T) {
+	out, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
-	done := make(chan error, 1)
-	go func() {
-		_, err := (&Command{Path: "/bin/cat", Stdin: in}).Run(t.Context(), theReaper())
-		done <- err
-	}()
-	children := func(dir string) string {
-		b, err := os.ReadFile(dir + "/children") // CONFIG_PROC_CHILDREN
-		if err != nil {
-			t.Skip(err)
-		}
-		return string(b)
+	defer out.Close()
+	caller, err := theReaper().Fork(func() (int, error) {
+		return syscall.ForkExec("/proc/self/exe", []string{"caller"}, &syscall.ProcAttr{
+			Env: append(os.Environ(), callerEnv+"=1"), Files: []uintptr{0, in.Fd(), 2},
+		})
+	})
+	in.Close()
+	if err != nil {
+		t.Fatal(err)
 	}
-	main := fmt.Sprintf("/proc/self/task/%d", os.Getpid())
-	before := children(main)
-	for now := before; now == before; now = children(main) {
-		select {
-		case err := <-done:
-			t.Fatalf("it has ended: %v", err)
-		default:
-		}
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
 	}
-	out.Close()
-	if err := <-done; err != nil {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	_ = unix.Kill(caller.Pid(), unix.SIGKILL)
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 20000); n != 1 {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		t.Errorf("the program lives on: %d %v", n, err)
+	}
+	if _, err := caller.Wait(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// callerEnv makes the test binary a process that has called a Command.
+const callerEnv = "CRI_REAPER_TEST_CALLER"
+
+func call() {
+	_, err := (&Command{Path: "/bin/sh", Args: []string{"-c", "echo $$; exec sleep 1000"}, Stdout: os.Stdout}).Run(context.Background(), New())
+	fmt.Fprintln(os.Stderr, "the program has ended:", err)
+	os.Exit(1)
 }
