@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -225,6 +226,9 @@ func (u *Unit) has(f *os.File) bool {
 	return false
 }
 
+// ofMonitor matches the names of what a cri-monitor starts: a copy of itself, stubs, OCI runtimes.
+var ofMonitor = regexp.MustCompile("^(cri-|runc|crun)")
+
 // ReapOrphans does, for as long as the program runs, what init does for the processes of a cri-monitor that was killed.
 // They lead sessions of their own, unlike what the program itself starts. It makes the caller their subreaper.
 func ReapOrphans() error {
@@ -240,8 +244,8 @@ func ReapOrphans() error {
 				sid, err := unix.Getsid(pid)
 				p, there := readProcess(fmt.Sprintf("/proc/%d", pid))
 				_, awaited := programs.Load(pid)
-				// What they had just forked when they were killed is in our session still.
-				if err == nil && there && (sid != own || strings.HasPrefix(p.Comm, "cri-") && !awaited) {
+				// What they had just forked when they were killed is in our session still, and so is what a unit's has called.
+				if err == nil && there && (sid != own || ofMonitor.MatchString(p.Comm) && !awaited) {
 					_, _ = unix.Wait4(pid, nil, unix.WNOHANG|unix.WALL, nil)
 				}
 			}
