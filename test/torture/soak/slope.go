@@ -14,7 +14,8 @@ type slope struct {
 }
 
 // blocks is into how many parts a series is cut. Samples that follow each other are alike (a garbage collector's saw, pods
-// that come in waves), so a line through all of them would claim to be surer than it is; the medians of long parts are not.
+// that come in waves), so a line through all of them would claim to be surer than it is; the medians of long parts are less
+// so, and for what is left of it see independent.
 const blocks = 20
 
 // trend fits a line through the medians of the blocks of y over x (ordinary least squares), with Student's t for the
@@ -39,7 +40,8 @@ func trend(name string, x, y []float64) slope {
 	return s
 }
 
-// line is the slope of a line through points, and half its interval.
+// line is the slope of a line through points, and half its interval; with Student's t of as many degrees of freedom as there
+// are independent points but two.
 func line(x, y []float64) (slope, half float64) {
 	n := float64(len(x))
 	var mx, my float64
@@ -55,12 +57,39 @@ func line(x, y []float64) (slope, half float64) {
 		return 0, math.Inf(1)
 	}
 	slope = sxy / sxx
+	residuals := make([]float64, len(x))
 	var sse float64
 	for i := range x {
-		d := y[i] - my - slope*(x[i]-mx)
-		sse += d * d
+		residuals[i] = y[i] - my - slope*(x[i]-mx)
+		sse += residuals[i] * residuals[i]
 	}
-	return slope, student(len(x)-2) * math.Sqrt(sse/(n-2)/sxx)
+	if sse == 0 {
+		return slope, 0
+	}
+	n = independent(residuals)
+	return slope, student(int(n)-2) * math.Sqrt(sse/(n-2)/sxx)
+}
+
+// independent is how many independent points would tell as much as these residuals of a line, which resemble their
+// neighbours: n·(1-r)/(1+r), r being the autocorrelation at lag 1 (Santer et al., Statistical significance of trends and
+// trend differences in layer-average atmospheric temperature time series, JGR 105, D6, 2000). Of short series r comes out
+// too small, on average by (2+4r)/n where a line was taken off, which is put right first; r below 0 counts as 0. So a high
+// water mark that rises once is no trend, however late it does: with white noise 3 of 100 series of 20 points have a
+// trend, with r = 0.8 there are 9, without the correction 50.
+func independent(residuals []float64) float64 {
+	n := float64(len(residuals))
+	var sse, lag float64
+	for i, e := range residuals {
+		sse += e * e
+		if i > 0 {
+			lag += e * residuals[i-1]
+		}
+	}
+	if n > 4 {
+		r := min(max((n*lag/sse+2)/(n-4), 0), 0.95)
+		n *= (1 - r) / (1 + r)
+	}
+	return max(n, 3)
 }
 
 // student is the 97.5 % quantile of Student's t, from the tables; between their entries the greater one.
