@@ -58,6 +58,7 @@ func ResumeServer(cfg ServerConfig, state *os.File) (*Server, error) {
 			cfg.Log.Error("connection lost in an upgrade", "err", err)
 		}
 	}
+	s.loops.Begin()
 	for _, c := range s.all() {
 		c.sessions = nil
 		c.keep()

@@ -44,7 +44,7 @@ func worker() {
 		var s *Streams
 		f := NoFiles
 		f.Stdout, f.Log = workerStdout, workerLog
-		if s, err = l.restore("c", Saved{Slot: 0}, f, true, nil); err == nil {
+		if s, err = l.restore("c", Saved{Slot: 0}, f, true, false, nil); err == nil {
 			s.Stop(context.Background(), time.Hour)
 			s.Close()
 		}

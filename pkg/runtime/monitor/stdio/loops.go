@@ -21,12 +21,14 @@ type Loops struct {
 
 	mu    sync.Mutex
 	loops map[int]*Loop // by number
+	held  []*Streams    // restored; not read before Begin
+	begun bool
 }
 
 // New starts the first Loop. When another is made, keep, unless nil, gets the files of its journal, before anything is in it,
 // so that they outlive this process. Close ends them.
 func New(log *slog.Logger, keep func(number int, journal []int)) (*Loops, error) {
-	g := &Loops{log: log, keep: keep, loops: map[int]*Loop{}}
+	g := &Loops{log: log, keep: keep, loops: map[int]*Loop{}, begun: true}
 	first, err := newLoop(log)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,8 @@ func New(log *slog.Logger, keep func(number int, journal []int)) (*Loops, error)
 }
 
 // Resume goes on with the journals of a former process, by number, see Journals, the first of which must be there. It owns
-// the files, also on error. The Streams are restored next, those with a slot in Unfinished first.
+// the files, also on error. The Streams are restored next, those with a slot in Unfinished first. Nothing of theirs is read
+// before Begin, which must follow, so that attachments that are restored after them miss nothing.
 func Resume(log *slog.Logger, keep func(number int, journal []int), journals map[int][]int) (*Loops, error) {
 	g := &Loops{log: log, keep: keep, loops: map[int]*Loop{}}
 	var failed []error
@@ -52,6 +55,17 @@ func Resume(log *slog.Logger, keep func(number int, journal []int), journals map
 		return nil, fmt.Errorf("the first journal is missing: %w", errdefs.ErrDataLoss)
 	}
 	return g, nil
+}
+
+// Begin has the Streams read that were restored.
+func (g *Loops) Begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.begun = true
+	for _, s := range g.held {
+		s.l.post(s.begin)
+	}
+	g.held = nil
 }
 
 // Adopt goes on with a journal of a process that has died. It owns the files, also on error: ErrFailedPrecondition when
@@ -172,7 +186,21 @@ func (g *Loops) Restore(id string, v Saved, f Files, died bool, inputClosed func
 	} else if f.Log >= 0 && l.number > 0 {
 		g.identify(l, f.Log)
 	}
-	return l.restore(id, v, f, died && l.resumed, inputClosed) // else the journal is not the one that it was
+	g.mu.Lock()
+	hold := !g.begun
+	g.mu.Unlock()
+	s, err := l.restore(id, v, f, died && l.resumed, hold, inputClosed) // not resumed: the journal is not the one that it was
+	if err != nil || !hold {
+		return s, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.begun {
+		l.post(s.begin)
+	} else {
+		g.held = append(g.held, s)
+	}
+	return s, nil
 }
 
 // of returns the Loop of the file system of a log (-1: none), with one user more.

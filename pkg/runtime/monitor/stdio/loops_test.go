@@ -209,6 +209,64 @@ func TestLoopsResume(t *testing.T) {
 	}
 }
 
+// What is written while an upgrade restores a container's streams and then its attachments comes to these too.
+func TestNothingIsReadBeforeBegin(t *testing.T) {
+	testns.Root(t)
+	log := slog.New(slog.DiscardHandler)
+	g, err := New(log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := device(t)
+	s, in := writer(t, g, "c", dir)
+	defer in.Close()
+	v, f, err := s.Save(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	journals := g.Journals()
+	for n, files := range journals {
+		for i, fd := range files {
+			if journals[n][i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	g.Close()
+	next, err := Resume(log, nil, journals)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if s, err = next.Restore("c", v, f, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in, "meanwhile")
+	if err := s.l.call(t.Context(), func() error { return nil }); err != nil { // it would have been read by now, or with this
+		t.Fatal(err)
+	}
+	var out [2]int
+	if err := unix.Pipe2(out[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	shown := os.NewFile(uintptr(out[0]), "attachment")
+	defer shown.Close()
+	a, err := s.Reattach(SavedAttachment{Live: true}, [3]int{-1, out[1], -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Begin()
+	b := make([]byte, 100)
+	if n, err := shown.Read(b); string(b[:n]) != "meanwhile\n" {
+		t.Errorf("%q, %v", b[:n], err)
+	}
+	await(t, dir, "c", "meanwhile")
+	a.Close()
+	in.Close()
+	s.Stop(t.Context(), time.Minute)
+	s.Close()
+}
+
 // lengthOfPart is that of the line whose newline has not come.
 func (s *Streams) lengthOfPart(t *testing.T) (n int) {
 	t.Helper()

@@ -112,7 +112,7 @@ func (o *output) grow(n int, now time.Time) {
 func (o *output) expire() { o.resume() }
 
 func (o *output) resume() {
-	if !o.eof && o.fd >= 0 && !o.s.blocked {
+	if !o.eof && o.fd >= 0 && !o.s.blocked && !o.s.held {
 		_ = o.arm(unix.EPOLLIN)
 	}
 }

@@ -106,8 +106,8 @@ func (s *Streams) save() (Saved, Files) {
 	return v, f
 }
 
-func (l *Loop) restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
-	s := &Streams{l: l, id: id, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
+func (l *Loop) restore(id string, v Saved, f Files, died, hold bool, inputClosed func()) (*Streams, error) {
+	s := &Streams{l: l, id: id, held: hold, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
 	s.logPath = filepath.Join(v.Log.Dir, v.Log.Path)
 	result := make(chan error, 1)
 	if !l.post(func() { result <- s.restore(v, f, died) }) {

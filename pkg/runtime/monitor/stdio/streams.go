@@ -51,6 +51,7 @@ type Streams struct {
 	blocked     bool // the log holds as much as it may, or is being reopened
 	reopening   bool // the new file is not used yet
 	closed      bool
+	held        bool // not to be read yet, see Loops.Begin
 	drained     chan struct{}
 }
 
@@ -101,7 +102,7 @@ func (s *Streams) start(c Config) error {
 		s.in.watch = watch{l: s.l, h: s.in, fd: stdin}
 	}
 	for _, o := range s.outs {
-		if err == nil {
+		if err == nil && !s.held {
 			err = o.arm(unix.EPOLLIN)
 		}
 	}
@@ -113,6 +114,14 @@ func (s *Streams) start(c Config) error {
 		close(s.drained)
 	}
 	return nil
+}
+
+// begin reads what was held.
+func (s *Streams) begin() {
+	s.held = false
+	for _, o := range s.outs {
+		o.resume()
+	}
 }
 
 // Stop is called when the container's process has ended. It returns when all output has come to its end and is written,
