@@ -177,43 +177,76 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 }
 
 // gatewayAddrs gives the bridge its addresses, and returns bridge and port as they are then: the bridge's hardware address may
-// have followed that of its first port.
+// have followed that of its first port. In the common case, where this process has settled all of them before and they are
+// there, nobody waits for anybody.
 func (p *Plugins) gatewayAddrs(d *dialog, conf *bridgeConf, br, host netlink.Link, gateways []netip.Prefix) (_, _ netlink.Link, err error) {
-	if len(gateways) > 0 {
-		p.shared.mu.Lock()
-		defer p.shared.mu.Unlock()
-	}
 	index := br.Attrs().Index
 	var reqs []*nl.NetlinkRequest
 	for _, gw := range gateways {
 		reqs = append(reqs, addrRequest(index, gatewayAddr(gw)))
 	}
 	links := []*nl.NetlinkRequest{linkRequest("", index), linkRequest("", host.Attrs().Index)}
-	answers, err := d.do(append(reqs, links...)...)
+	all := append(reqs, links...)
+	added := make([]bool, len(gateways))
+	if p.shared.settled(index, gateways) {
+		answers, err := d.do(all...)
+		if err != nil {
+			return nil, nil, err
+		}
+		there := true
+		for i := range gateways {
+			added[i] = answers[i].err == nil // it had gone
+			there = there && errors.Is(answers[i].err, unix.EEXIST)
+		}
+		// What is not settled any more is being settled anew.
+		if there && p.shared.settled(index, gateways) {
+			if err := enableForwarding(gateways); err != nil {
+				return nil, nil, err
+			}
+			return linksOf(answers[len(gateways):])
+		}
+	}
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
+	p.shared.unsettle(index, gateways)
+	answers, err := d.do(all...)
 	if err != nil {
 		return nil, nil, err
 	}
 	now := answers[len(gateways):]
 	for i, gw := range gateways {
-		if err := ensureAddr(br, conf, gw, answers[i].err); err != nil {
+		was := answers[i].err
+		if added[i] && errors.Is(was, unix.EEXIST) {
+			was = nil // nobody has looked at what it means
+		}
+		if err := ensureAddr(br, conf, gw, was); err != nil {
 			return nil, nil, err
 		}
-		if answers[i].err == nil { // which may have changed the bridge
+		if was == nil { // which may have changed the bridge
 			now = nil
 		}
 	}
+	if err := enableForwarding(gateways); err != nil {
+		return nil, nil, err
+	}
+	p.shared.settle(index, gateways)
 	if now == nil {
 		if now, err = d.do(links...); err != nil {
 			return nil, nil, err
 		}
 	}
-	if br, err = now[0].link(); err != nil {
+	return linksOf(now)
+}
+
+// linksOf are a bridge and its port, of the answers to two linkRequests.
+func linksOf(answers []answer) (br, port netlink.Link, err error) {
+	if br, err = answers[0].link(); err != nil {
 		return nil, nil, err
 	}
-	if host, err = now[1].link(); err != nil {
+	if port, err = answers[1].link(); err != nil {
 		return nil, nil, fmt.Errorf("port: %w", err)
 	}
-	return br, host, nil
+	return br, port, nil
 }
 
 // addVeth makes the pair. A link of the same name in the pod that an earlier DEL left to be deleted is deleted now.

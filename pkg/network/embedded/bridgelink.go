@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,9 +14,6 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
-
-// shared serialises what is made once for all pods: bridges and their addresses.
-type shared struct{ mu sync.Mutex }
 
 // ensureBridge takes the bridge that is there, or makes it.
 func (p *Plugins) ensureBridge(d *dialog, conf *bridgeConf) (netlink.Link, error) {
@@ -71,28 +67,36 @@ func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {
 	return l, nil
 }
 
-// ensureAddr gives the bridge a gateway address and lets the host forward. was is the answer to addrRequest for it, which in the
-// common case says that it is there. The caller has held shared since before that request: of two networks with addresses that
-// exclude each other, one is first.
+// ensureAddr settles a gateway address of the bridge. was is the answer to addrRequest for it. The caller has held shared since
+// before that request: of two networks with addresses that exclude each other, one is first.
 func ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) error {
-	if was == nil { // it is new
-		h, err := handle()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		if err := newAddr(h, br, conf, gw); err != nil {
-			return errors.Join(err, h.AddrDel(br, gatewayAddr(gw)))
-		}
-	} else if !errors.Is(was, unix.EEXIST) {
+	if errors.Is(was, unix.EEXIST) {
+		return nil
+	}
+	if was != nil {
 		return fmt.Errorf("gateway address %s: %w", gw, was)
 	}
-	sysctl := "ipv4/ip_forward"
-	if gw.Addr().Is6() {
-		sysctl = "ipv6/conf/all/forwarding"
+	h, err := handle()
+	if err != nil {
+		return err
 	}
-	if err := netns.SetSysctl(sysctl, "1"); err != nil {
-		return fmt.Errorf("forwarding: %w", err)
+	defer h.Close()
+	if err := newAddr(h, br, conf, gw); err != nil {
+		return errors.Join(err, h.AddrDel(br, gatewayAddr(gw)))
+	}
+	return nil
+}
+
+// enableForwarding lets the host forward what comes to its gateway addresses.
+func enableForwarding(gateways []netip.Prefix) error {
+	for _, gw := range gateways {
+		sysctl := "ipv4/ip_forward"
+		if gw.Addr().Is6() {
+			sysctl = "ipv6/conf/all/forwarding"
+		}
+		if err := netns.SetSysctl(sysctl, "1"); err != nil {
+			return fmt.Errorf("forwarding: %w", err)
+		}
 	}
 	return nil
 }
