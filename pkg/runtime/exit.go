@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -137,15 +136,12 @@ func (c *Containers) release(ctx context.Context, ctr *Container) error {
 // releaseState removes what an OCI runtime keeps of a container, now that it has neither processes nor a cgroup: a runtime
 // whose create was cut short together with cri-monitor has left it, and no cri-monitor knows of it.
 func (c *Containers) releaseState(ctr *Container) error {
-	if c.cfg.Handlers == nil {
+	dir := c.cfg.Handlers.StateDir(ctr.Handler, ctr.ID)
+	if dir == "" {
 		return nil
 	}
-	h, err := c.cfg.Handlers.Resolve(ctr.Handler)
-	if err != nil || h.OCI == nil || h.OCI.Root == "" { // not configured any more: nobody knows where it is
-		return nil //nolint:nilerr // so that the container can be removed
-	}
 	// With what the runtime may have mounted there it stays, and the removal is tried again.
-	return mountpoint.RemoveAll(filepath.Join(h.OCI.Root, ctr.ID))
+	return mountpoint.RemoveAll(dir)
 }
 
 // releaseCgroup removes the cgroup of a container whose record, which would name it, can't be read.

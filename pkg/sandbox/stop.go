@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed-9a14075a/cri-server/internal/mountpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
@@ -81,6 +82,12 @@ func (s *Sandboxes) release(ctx context.Context, sb *Sandbox) error {
 		if sb.CgroupPath != "" {
 			if err := s.cfg.Cgroups.Delete(ctx, sb.CgroupPath); err != nil {
 				return fmt.Errorf("cgroup: %w", err)
+			}
+		}
+		// What is left of an OCI runtime's create that was cut short together with cri-monitor.
+		if dir := s.cfg.Handlers.StateDir(sb.Handler, sb.ID); dir != "" {
+			if err := mountpoint.RemoveAll(dir); err != nil {
+				return fmt.Errorf("state of the runtime: %w", err)
 			}
 		}
 		return faultpoint.Hit("sandbox.stop.cgroup")

@@ -3,6 +3,7 @@ package handler
 
 import (
 	"fmt"
+	"path/filepath"
 	"sort"
 	"strings"
 
@@ -23,6 +24,19 @@ type Handler struct {
 // Table holds the handlers of this node. It always has the default handler "".
 type Table struct {
 	byName map[string]Handler
+}
+
+// StateDir is where the OCI runtime behind a handler keeps what it knows of a container; "" where there is none, or the
+// handler is not configured any more.
+func (t *Table) StateDir(name, id string) string {
+	if t == nil {
+		return ""
+	}
+	h, err := t.Resolve(name)
+	if err != nil || h.OCI == nil || h.OCI.Root == "" {
+		return ""
+	}
+	return filepath.Join(h.OCI.Root, id)
 }
 
 // NewTable makes a table. def names the handler that "" stands for.

@@ -64,3 +64,19 @@ func TestFeatures(t *testing.T) {
 		})
 	}
 }
+
+func TestStateDir(t *testing.T) {
+	table, err := NewTable([]Handler{{Name: "runc", OCI: &monitor.OCIRuntime{Path: "/bin/true", Root: "/run/r"}}, {Name: "native"},
+		{Name: "bare", OCI: &monitor.OCIRuntime{Path: "/bin/true"}}}, "native")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"runc": "/run/r/id", "": "", "native": "", "bare": "", "gone": ""} {
+		if got := table.StateDir(name, "id"); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if got := (*Table)(nil).StateDir("runc", "id"); got != "" {
+		t.Error(got)
+	}
+}
