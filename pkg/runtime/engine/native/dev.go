@@ -35,14 +35,14 @@ func (b *builder) devices() error {
 			return nil
 		}
 	}
-	if b.kit != nil && b.kit.devices {
-		return b.ownDevices()
-	}
 	fd, err := b.devDir()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+	if b.kit.filled(fd) {
+		return b.ownDevices()
+	}
 	spec := map[string]bool{}
 	for _, d := range b.spec.Linux.Devices {
 		spec[path.Clean("/"+d.Path)] = true
@@ -148,6 +148,8 @@ func (b *builder) deviceIn(parent int, d specs.LinuxDevice, fresh bool) error {
 	rdev := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 	err = b.node(parent, path.Base(p), kind, mode, rdev)
 	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil
 	case err == nil && fresh && uid|gid == 0 && !b.ns.own(unix.CLONE_NEWUSER): // as it is
 	case err == nil:
 		err = unix.Fchownat(parent, path.Base(p), int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
@@ -161,7 +163,8 @@ func (b *builder) deviceIn(parent int, d specs.LinuxDevice, fresh bool) error {
 	return nil
 }
 
-// node makes a device node. What the image has put in its place is replaced, unless it is a directory.
+// node makes a device node. What the image has put in its place is replaced, unless it is a directory. What the spec mounts
+// there stays (EBUSY): a volume may stand for a device.
 func (b *builder) node(dir int, name string, kind, mode uint32, rdev uint64) error {
 	err := unix.Mknodat(dir, name, kind|mode, int(rdev))
 	if errors.Is(err, unix.EEXIST) {

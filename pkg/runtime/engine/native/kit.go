@@ -2,7 +2,9 @@ package native
 
 import (
 	"errors"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,11 +45,12 @@ func newRecipe(b *builder) *recipe {
 	if !r.addMounts(b.spec.Mounts) {
 		return nil
 	}
-	if r.has("/dev") {
-		r.devices = true
-		for _, d := range b.spec.Linux.Devices {
-			r.devices = r.devices && !isDefault(d)
-		}
+	r.devices = r.has("/dev")
+	for _, d := range b.spec.Linux.Devices {
+		r.devices = r.devices && !atDefault(d.Path)
+	}
+	for _, m := range b.spec.Mounts {
+		r.devices = r.devices && !atDefault(m.Destination)
 	}
 	if r.has("/proc") {
 		r.masked, r.readOnly = inProc(b.spec.Linux.MaskedPaths), inProc(b.spec.Linux.ReadonlyPaths)
@@ -59,14 +62,24 @@ func newRecipe(b *builder) *recipe {
 	return r
 }
 
-func isDefault(d specs.LinuxDevice) bool {
-	for _, o := range defaultDevices {
-		if o.Path == path.Clean("/"+d.Path) {
-			return true
-		}
-	}
-	return false
+// atDefault tells whether p is where every /dev has something.
+func atDefault(p string) bool {
+	name, ok := strings.CutPrefix(path.Clean("/"+p), "/dev/")
+	name, _, _ = strings.Cut(name, "/")
+	return ok && defaultNames[name]
 }
+
+// defaultNames are the names in every /dev.
+var defaultNames = func() map[string]bool {
+	names := map[string]bool{}
+	for _, d := range defaultDevices {
+		names[path.Base(d.Path)] = true
+	}
+	for _, l := range defaultLinks {
+		names[l.name] = true
+	}
+	return names
+}()
 
 // addMounts takes what can be made ahead of the mounts that the list begins with. It is false if the order of the list
 // may matter otherwise.
@@ -75,7 +88,7 @@ func (r *recipe) addMounts(list []specs.Mount) bool {
 	begin := true
 	for _, m := range list {
 		dest := path.Clean("/" + m.Destination)
-		if seen[dest] {
+		if seen[dest] || slices.Contains(m.Options, "remount") { // of what was not masked yet
 			return false
 		}
 		seen[dest] = true
@@ -162,8 +175,8 @@ func (r *recipe) setKey() {
 // kit is what a recipe says, made. A container takes all of it over.
 type kit struct {
 	stub    *stub
-	mounts  map[string]int // by destination: detached mounts; -1 for those that are part of one of the others
-	devices bool
+	mounts  map[string]int  // by destination: detached mounts; -1 for those that are part of one of the others
+	dev     uint64          // the id of the mount that has the default devices; 0: there is none
 	covered map[string]bool // masked and read-only paths that are so
 	masking map[uint64]bool // the ids of the mounts on masked paths
 }
@@ -213,7 +226,9 @@ func (k *kit) fill(e *Engine, r *recipe) (err error) {
 			if err := b.fillDev(fd, nil); err != nil {
 				return err
 			}
-			k.devices = true
+			if k.dev, err = mountID(fd); err != nil {
+				return err
+			}
 		}
 		if err := k.within(m.Destination, fd); err != nil {
 			return err
@@ -281,12 +296,18 @@ func (k *kit) cover(b *builder, r *recipe) error {
 		return nil
 	}
 	file, dir := masker{fd: null, used: true}, masker{fd: empty, used: true}
-	err = each(r.masked, func(t int) error { return hide(t, &file, &dir) })
-	if err != nil {
+	if err = each(r.masked, func(t int) error { return hide(t, &file, &dir) }); err != nil {
 		return err
 	}
-	for p := range k.covered {
+	masked := slices.Collect(maps.Keys(k.covered))
+	if err = each(r.readOnly, readOnlyClone); err != nil {
+		return err
+	}
+	for _, p := range masked { // now: what is made read-only is covered by a clone, with other masks
 		t, err := inRoot(proc, strings.TrimPrefix(p, "/proc"), unix.O_PATH, 0)
+		if errors.Is(err, unix.ENOENT) { // in a masked directory
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -297,7 +318,7 @@ func (k *kit) cover(b *builder, r *recipe) error {
 		}
 		k.masking[id] = true
 	}
-	return each(r.readOnly, readOnlyClone)
+	return nil
 }
 
 func mountID(fd int) (uint64, error) {
@@ -313,6 +334,15 @@ func (k *kit) masks(t int) bool {
 	}
 	id, err := mountID(t)
 	return err != nil || k.masking[id]
+}
+
+// filled tells whether dev is the /dev that the default devices were made in; something may have been mounted over it.
+func (k *kit) filled(dev int) bool {
+	if k == nil || k.dev == 0 {
+		return false
+	}
+	id, err := mountID(dev)
+	return err == nil && id == k.dev
 }
 
 // close closes what nobody has taken of the mounts.

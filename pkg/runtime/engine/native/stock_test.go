@@ -71,6 +71,14 @@ func TestKitIsNoDifference(t *testing.T) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
 				{Path: "/dev/dir/zero", Type: "c", Major: 1, Minor: 5}}
 		},
+		"over devices": func(s *specs.Spec) {
+			for dest, source := range map[string]string{"/dev/random": "/dev/urandom", "/dev/core": "/etc/passwd", "/dev/fd": "/etc"} {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: dest, Type: "bind", Source: source, Options: []string{"bind"}})
+			}
+		},
+		"over dev": func(s *specs.Spec) { // where the image has a link to it
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/bin/dev", Type: "tmpfs", Source: "over"})
+		},
 		"limits": func(s *specs.Spec) {
 			s.Process.OOMScoreAdj, s.Process.Cwd = &adj, "/tmp"
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 88}}
@@ -80,6 +88,9 @@ func TestKitIsNoDifference(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t)
+			if err := os.Symlink("/dev", filepath.Join(b.layer, "bin/dev")); err != nil {
+				t.Fatal(err)
+			}
 			see := func() string {
 				spec := newSpec("/bin/sh", "-c", looks)
 				change(spec)
@@ -103,27 +114,41 @@ func TestKitIsNoDifference(t *testing.T) {
 	}
 }
 
-// No link of the image's leads to a masked path in proc, to be mounted over.
+// No link of the image's leads to a masked path in proc, to be mounted over, and no remount takes a mask away.
 func TestKitMaskIsProc(t *testing.T) {
-	b := newBed(t)
-	if err := os.Symlink("/proc/meminfo", filepath.Join(b.layer, "bin/link")); err != nil {
-		t.Fatal(err)
-	}
-	masked := func() *specs.Spec {
-		s := newSpec("/bin/true")
-		s.Linux.MaskedPaths = []string{"/proc/meminfo"}
-		return s
-	}
-	linked := masked()
-	linked.Mounts = append(linked.Mounts, specs.Mount{Destination: "/bin/link", Type: "bind", Source: "/etc/passwd", Options: []string{"bind"}})
-	for range 2 {
-		if ct, err := b.Create(testContext(t), b.stocked(t, linked)); !errdefs.IsPermissionDenied(err) {
-			t.Errorf("%v, %v", ct, err)
-		}
-		b.output(t, b.stocked(t, masked()))
-		if k := b.await(t, true); k.stub != nil && len(k.masking) != 1 {
-			t.Errorf("masks: %v", k.masking)
-		}
+	for name, tt := range map[string]struct {
+		link     string // the image's
+		readOnly []string
+		mount    specs.Mount
+		refused  func(error) bool
+	}{
+		"masked": {"/proc/meminfo", nil, specs.Mount{Destination: "/bin/link", Type: "bind", Source: "/etc/passwd",
+			Options: []string{"bind"}}, errdefs.IsPermissionDenied},
+		"masked in what is read-only": {"/proc/sys/kernel/version", []string{"/proc/sys"}, specs.Mount{Destination: "/bin/link",
+			Type: "bind", Source: "/etc/passwd", Options: []string{"bind"}}, errdefs.IsPermissionDenied},
+		"remount": {"/proc/meminfo", nil, specs.Mount{Destination: "/proc/meminfo", Type: "none", Source: "none",
+			Options: []string{"bind", "remount", "rw"}}, func(err error) bool { return errors.Is(err, unix.EINVAL) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			if err := os.Symlink(tt.link, filepath.Join(b.layer, "bin/link")); err != nil {
+				t.Fatal(err)
+			}
+			masked := func(more ...specs.Mount) *specs.Spec {
+				s := newSpec("/bin/true")
+				s.Linux.MaskedPaths, s.Linux.ReadonlyPaths, s.Mounts = []string{tt.link}, tt.readOnly, append(s.Mounts, more...)
+				return s
+			}
+			for range 2 {
+				if ct, err := b.Create(testContext(t), b.stocked(t, masked(tt.mount))); !tt.refused(err) {
+					t.Errorf("%v, %v", ct, err)
+				}
+				b.output(t, b.stocked(t, masked()))
+				if k := b.await(t, true); k.stub != nil && len(k.masking) != 1 {
+					t.Errorf("masks: %v", k.masking)
+				}
+			}
+		})
 	}
 }
 
@@ -254,10 +279,16 @@ func TestRecipe(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
+	for _, dest := range []string{"/dev/null", "/dev//tty", "/dev/fd/3"} {
+		if r := of(mount(specs.Mount{Destination: dest, Type: "bind"})); r == nil || r.devices {
+			t.Errorf("%s: %+v", dest, r)
+		}
+	}
 	for name, change := range map[string]func(*specs.Spec){
 		"twice":   mount(specs.Mount{Destination: "/dev/", Type: "tmpfs"}),
 		"hooks":   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/x"}}} }, //nolint:staticcheck
 		"user ns": withUserNS,
+		"remount": mount(specs.Mount{Destination: "/proc/keys", Type: "none", Options: []string{"remount"}}),
 	} {
 		if r := of(change); r != nil {
 			t.Errorf("%s: %+v", name, r)
