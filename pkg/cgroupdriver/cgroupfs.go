@@ -168,11 +168,17 @@ func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
 		if err != nil {
 			return &os.PathError{Op: "mkdir", Path: dir, Err: err}
 		}
-		*made = append(*made, dir)
-		if c := d.hierarchy["cpuset"]; c != "" && strings.HasPrefix(dir, d.v1[c]+"/") {
-			return inheritCpuset(dir, d.v1[c])
+		c := d.hierarchy["cpuset"]
+		if c == "" || !strings.HasPrefix(dir, d.v1[c]+"/") {
+			*made = append(*made, dir)
+			return nil
 		}
-		return nil
+		err = inheritCpuset(dir, d.v1[c])
+		if (errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, os.ErrNotExist)) && try < 8 {
+			continue // a parent that went before it was filled and had its child
+		}
+		*made = append(*made, dir)
+		return err
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -216,6 +217,36 @@ func TestCreateAndDeleteInParallel(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestParentGoesMeanwhile: a sibling's Delete takes a parent away that is made this moment, has no child yet, and as a cpuset is
+// not filled yet.
+func TestParentGoesMeanwhile(t *testing.T) {
+	d := v1(t, "cpuset")
+	above := testns.CgroupParent() + "/a"
+	dir := filepath.Join(d.v1[d.hierarchy["cpuset"]], above)
+	var left atomic.Int32 // removals, for this container
+	ctx, cancel := context.WithCancel(t.Context())
+	var sibling sync.WaitGroup
+	sibling.Go(func() {
+		for ctx.Err() == nil {
+			if left.Load() > 0 && unix.Rmdir(dir) == nil {
+				left.Add(-1)
+			}
+		}
+	})
+	for i := range 500 {
+		path, _ := d.Path(above, "c"+strconv.Itoa(i))
+		left.Store(3)
+		if _, err := d.Create(t.Context(), path, nil); err != nil {
+			t.Errorf("container %d: %v", i, err)
+		}
+		if err := d.Delete(t.Context(), path); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	sibling.Wait()
 }
 
 // churn keeps forking: twenty shells, each with one short child after the other.
