@@ -79,11 +79,11 @@ func (f *fixture) damagedRecord(kind string, damage func([]byte) []byte) {
 	}
 }
 
-// cgroupsOf finds the cgroups of pods and containers.
+// cgroupsOf finds the cgroups of pods and containers, of either driver.
 func (f *fixture) cgroupsOf(ids ...string) (found []string) {
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		for _, id := range ids {
-			if err == nil && d.IsDir() && d.Name() == id {
+			if err == nil && d.IsDir() && (d.Name() == id || d.Name() == "cri-"+id+".scope") {
 				found = append(found, path)
 			}
 		}
