@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +33,7 @@ func (w *worker) session(ctx context.Context, c *container) error {
 			return nil
 		}
 		// A connection that ends without a word, as it does when cri-server is killed, is success to crictl.
-		if w.t.tally.cut.Add(1); !bytes.HasPrefix(in, stdout.Bytes()) || !strings.HasPrefix(token+"\n", stderr.String()) {
+		if w.t.tally.cut.Add(1); !bytes.HasPrefix(in, stdout.Bytes()) || !bytes.HasPrefix([]byte(token+"\n"), withoutWords(stderr.Bytes())) {
 			w.t.fail("exec session in %s: %d bytes instead of %d, %q instead of %s", shortID(c.id), stdout.Len(), len(in), stderr.String(), token)
 		}
 		return errors.New("cut short")
@@ -63,19 +64,25 @@ func (w *worker) attach(ctx context.Context, c *container) error {
 	for which := range out {
 		b := out[which].Bytes()
 		w.t.tally.attachedBytes.Add(int64(len(b)))
-		if which == stream.Stderr { // crictl's own complaints come there
-			if i := bytes.LastIndex(b, []byte("time=\"")); i >= 0 {
-				b = b[:i]
-			}
-			if i := bytes.LastIndex(b, []byte("E1")); i >= 0 && bytes.Contains(b[i:], []byte(".go:")) {
-				b = b[:i]
-			}
+		if which == stream.Stderr {
+			b = withoutWords(b)
 		}
 		if err := consecutive(b, c.seed, which, from[which], count.Lines[which].Load()); err != nil {
 			return fmt.Errorf("attached to %s, stream %d: %w", shortID(c.id), which, err)
 		}
 	}
 	return nil
+}
+
+// words matches the beginning of crictl's own complaints: those of logrus and of klog.
+var words = regexp.MustCompile(`time="|[IWE][01][0-9][0-3][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2}\.`)
+
+// withoutWords cuts off crictl's own complaints, which end a session's stderr.
+func withoutWords(b []byte) []byte {
+	if at := words.FindIndex(b); at != nil {
+		return b[:at[0]]
+	}
+	return b
 }
 
 // backlog is how many lines may wait in a container's pipe.

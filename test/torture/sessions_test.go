@@ -32,3 +32,16 @@ func TestConsecutive(t *testing.T) {
 		}
 	}
 }
+
+func TestWithoutWords(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "", "17\n": "17\n", "1": "1",
+		"17\nE1122 09:01:57.840241   32556 v2.go:105] \"Copying stdin failed\"\n":  "17\n",
+		"E0102 09:01:57.840241 1 v2.go:1] a\nE0102 09:01:57.840242 1 v2.go:1] b\n": "",
+		"17time=\"2026-11-22T09:01:57Z\" level=fatal msg=x\n":                      "17",
+	} {
+		if got := string(withoutWords([]byte(in))); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
