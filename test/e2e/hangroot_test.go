@@ -67,7 +67,7 @@ func TestHangingImages(t *testing.T) {
 			Config: containerConfig("late", images.Busybox, "true")})
 		return err
 	})
-	if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), `stage "snapshot"`) {
+	if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), `stage "snapshot`) {
 		t.Errorf("create: %v", err)
 	}
 	if out := f.exec(c, "echo there"); out != "there\n" {
