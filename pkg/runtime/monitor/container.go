@@ -88,6 +88,9 @@ func (c *container) start(ctx context.Context) (State, error) {
 	}
 	defer c.unlock()
 	if st := c.state.Load(); st.Status != Created {
+		if st.StartError != "" { // whoever asks again must not take this for the reason
+			return State{}, fmt.Errorf("container %s is %s: %s: %w", c.id, st.Status, st.StartError, errdefs.ErrFailedPrecondition)
+		}
 		return State{}, fmt.Errorf("container %s is %s, not created: %w", c.id, st.Status, errdefs.ErrFailedPrecondition)
 	}
 	if err := faultpoint.Hit("monitor.start.begin"); err != nil {
