@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -68,14 +69,22 @@ ls /proc/acpi /sys/firmware | wc -l; readlink /dev/ptmx; stat -c "%n %t:%T %a %u
 	}
 }
 
+// children are this process's, whichever thread's: those of one that ends become another's, so that the lists of the threads
+// are no picture of one moment.
 func children() string {
-	var all []byte
-	kids, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, k := range kids {
-		b, _ := os.ReadFile(k)
-		all = append(all, b...)
+	var all []string
+	names, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range names {
+		b, _ := os.ReadFile(name)
+		var pid, parent int
+		var state string
+		at := strings.LastIndexByte(string(b), ')') + 1
+		if _, err := fmt.Sscan(string(b[at:]), &state, &parent); err == nil && parent == os.Getpid() {
+			_, _ = fmt.Sscan(string(b), &pid)
+			all = append(all, strconv.Itoa(pid))
+		}
 	}
-	return string(all)
+	return strings.Join(all, " ")
 }
 
 // TestCreateLeavesNothing fails at each stage and counts what is left: processes, descriptors, files.
