@@ -3,9 +3,11 @@ package stdio
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +17,7 @@ import (
 // Saved are the streams of one container as Restore needs them in another process. What a process that died suddenly
 // would have lost with it is in the journal.
 type Saved struct {
-	Slot          int        `json:"slot"` // in the journals, see journalOf
+	Slot          int        `json:"slot"` // in the journals, see Loops.Unfinished
 	Log           logs.State `json:"log,omitzero"`
 	StdinOnce     bool       `json:"stdin_once,omitempty"`
 	TerminalInput bool       `json:"terminal_input,omitempty"`
@@ -39,9 +41,44 @@ func (s *Streams) Save(ctx context.Context) (v Saved, f Files, err error) {
 		v, f = s.save()
 		return v, f, nil
 	}
-	err = s.l.call(ctx, func() error { v, f = s.save(); return f.dup(s.l.flushes) })
-	return v, f, err
+	if s.saves.Load() >= maxSaves { // they would all wait for the same
+		return Saved{}, NoFiles, s.l.stuck()
+	}
+	type saved struct {
+		v Saved
+		f Files
+	}
+	result := make(chan saved, 1)
+	var decided atomic.Bool // who is first: the caller's leaving, or the duplicates, which are nobody's then
+	s.saves.Add(1)
+	err = s.l.call(ctx, func() error {
+		defer s.saves.Add(-1)
+		if decided.Load() {
+			return nil
+		}
+		v, f := s.save()
+		if err := f.dup(s.l.flushes); err != nil {
+			return err
+		}
+		if !decided.CompareAndSwap(false, true) {
+			closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
+			return nil
+		}
+		result <- saved{v, f}
+		return nil
+	})
+	if errors.Is(err, errClosed) {
+		s.saves.Add(-1)
+	}
+	if err != nil && decided.CompareAndSwap(false, true) {
+		return Saved{}, NoFiles, err
+	}
+	r := <-result
+	return r.v, r.f, nil
 }
+
+// maxSaves is how many may wait for a Loop that does not come to it.
+const maxSaves = 2
 
 // dup duplicates the files. With flushes the log becomes one that can only be opened anew: whoever closes another, as
 // each process does that ends or executes a program, has to wait for its file system.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -51,7 +52,8 @@ type Streams struct {
 	blocked     bool // the log holds as much as it may, or is being reopened
 	reopening   bool // the new file is not used yet
 	closed      bool
-	held        bool // not to be read yet, see Loops.Begin
+	held        bool         // not to be read yet, see Loops.Begin
+	saves       atomic.Int32 // asked for, and not carried out yet
 	drained     chan struct{}
 }
 

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -69,4 +71,64 @@ func TestStuck(t *testing.T) {
 	}
 	s.Close()
 	l.Close()
+}
+
+// Whoever wanted a picture of a stuck loop's streams, again and again, and gave up, leaves no descriptors when it gets on.
+func TestSaveGivenUp(t *testing.T) {
+	was := answerTime
+	answerTime = 20 * time.Millisecond
+	t.Cleanup(func() { answerTime = was })
+	g, err := New(slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	s, in := writer(t, g, "c", t.TempDir())
+	defer in.Close()
+	pipe, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(s.outs[0].fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptors := func() (n int) {
+		list, _ := filepath.Glob("/proc/self/fd/*")
+		for _, l := range list {
+			if to, _ := os.Readlink(l); to == pipe {
+				n++
+			}
+		}
+		return n
+	}
+	before := descriptors()
+	again := make(chan struct{})
+	s.l.serving.Store(s)
+	s.l.post(func() { <-again }) // as a write(2) that hangs
+	for range 10 {
+		if _, _, err := s.Save(t.Context()); !errdefs.IsUnavailable(err) || !errors.Is(err, errStuck) {
+			t.Error(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := s.Save(ctx); err == nil {
+		t.Error("saved")
+	}
+	s.l.mu.Lock()
+	if n := len(s.l.calls); n > maxSaves+1 {
+		t.Errorf("%d calls wait", n)
+	}
+	s.l.mu.Unlock()
+	close(again)
+	answerTime = was
+	_, f, err := s.Save(t.Context())
+	for errors.Is(err, errStuck) { // it has not come to those that were given up
+		_, f, err = s.Save(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(f.Stdout, f.Log)
+	if n := descriptors(); n != before {
+		t.Errorf("%d descriptors of its output, %d before", n, before)
+	}
+	s.Close()
 }
