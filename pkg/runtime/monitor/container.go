@@ -58,6 +58,7 @@ type container struct {
 
 	keeping sync.Mutex  // one picture of it at a time goes to those who keep it
 	unkept  atomic.Bool // the last one could not be made
+	retries atomic.Bool // another is going to be made
 }
 
 // lock takes op. The error is ctx's.

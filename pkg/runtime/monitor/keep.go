@@ -16,7 +16,7 @@ import (
 const keepTime = time.Second
 
 // keepAgain is when a picture that could not be made, because the file system of a log hangs, is tried again.
-const keepAgain = 5 * time.Second
+var keepAgain = 5 * time.Second
 
 // kept is what a keeper gets of one container, or of the journal, with its descriptors. It replaces what it got before.
 type kept struct {
@@ -25,6 +25,9 @@ type kept struct {
 	Forget  bool            `json:"forget,omitempty"`  // there is no such container any more
 	Journal bool            `json:"journal,omitempty"` // this is the journal
 	Synced  bool            `json:"synced,omitempty"`  // all that there was has been told
+	// Still: the container is there, but no picture of it can be had now. What there is of it counts. It is told before Synced
+	// only: a keeper that does not know it forgets the container, as it would if nothing were told of it.
+	Still bool `json:"still,omitempty"`
 }
 
 // MarshalJSON implements json.Marshaler. Data is JSON that was just made; encoding/json would go over it once more.
@@ -142,7 +145,10 @@ func (c *container) keepBy(only *conn) {
 		if !c.unkept.Swap(true) {
 			c.s.log.Error("container would not survive this process, until it can be asked again", "container", c.id, "err", err)
 		}
-		time.AfterFunc(keepAgain, c.inputClosed)
+		if only != nil {
+			c.s.keepers.put(kept{ID: c.id, Still: true}, nil, only)
+		}
+		c.keepLater()
 		return
 	}
 	c.unkept.Store(false)
@@ -155,17 +161,32 @@ func (c *container) keepBy(only *conn) {
 	c.s.keepers.put(kept{ID: c.id, Data: data}, fds, only)
 }
 
+// keepLater has it tried again, once for all who ask for it meanwhile.
+func (c *container) keepLater() {
+	if c.retries.Swap(true) {
+		return
+	}
+	time.AfterFunc(keepAgain, func() {
+		c.retries.Store(false)
+		c.inputClosed()
+	})
+}
+
 // inputClosed is called by the loop, which must not wait: whoever keeps stdin keeps it open. The new picture also has what
 // could not be given before.
 func (c *container) inputClosed() {
 	if _, ok := c.s.freezer.enter(1); !ok {
-		return // everything is told again after an upgrade
+		c.keepLater() // after an upgrade everything is told again, but not after one that is given up
+		return
 	}
 	c.s.work.Add(1)
 	go func() {
 		defer c.s.work.Done()
 		defer c.s.freezer.leave()
-		if c.state.Load() != nil && c.lockKept() {
+		if c.state.Load() == nil {
+			return
+		}
+		if there, _ := c.lockKept(); there {
 			c.keep()
 			c.unlock()
 		}
@@ -184,27 +205,30 @@ func (c *conn) keep(f *frame) error {
 		s.keepers.put(keptJournal(n), files, c)
 	}
 	for _, ct := range s.all() {
-		if ct.lockKept() {
+		switch there, busy := ct.lockKept(); {
+		case there:
 			ct.keepBy(c)
 			ct.unlock()
+		case busy: // who is at it tells of it then
+			s.keepers.put(kept{ID: ct.id, Still: true}, nil, c)
 		}
 	}
 	s.keepers.put(kept{Synced: true}, nil, c)
 	return nil
 }
 
-// lockKept takes op, so that the engine can be asked. False when the container has been deleted.
-func (c *container) lockKept() bool {
+// lockKept takes op, so that the engine can be asked. Neither there nor busy: the container has been deleted.
+func (c *container) lockKept() (there, busy bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*keepTime)
 	defer cancel()
 	if c.lock(ctx) != nil {
-		return false
+		return false, true
 	}
 	if c.gone {
 		c.unlock()
-		return false
+		return false, false
 	}
-	return true
+	return true, false
 }
 
 // keepTask is a keeper's connection.

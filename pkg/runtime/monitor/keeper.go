@@ -238,6 +238,11 @@ func (k *keeper) take(f *frame) error {
 		closeFDs(k.parts[v.ID].fds)
 		delete(k.parts, v.ID)
 		return nil
+	case v.Still:
+		if k.told != nil {
+			k.told[v.ID] = true
+		}
+		return nil
 	}
 	p, err := f.part(v)
 	if err != nil {

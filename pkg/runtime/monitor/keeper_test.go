@@ -8,7 +8,7 @@ import (
 
 // What a keeper knows of containers goes with them: it lives as long as cri-server does.
 func TestKeeperForgets(t *testing.T) {
-	k := &keeper{parts: map[string]part{"gone": {}, "there": {}}, told: map[string]bool{}, synced: make(chan struct{})}
+	k := &keeper{parts: map[string]part{"gone": {}, "there": {}, "still": {}}, told: map[string]bool{}, synced: make(chan struct{})}
 	tell := func(v kept) {
 		t.Helper()
 		b, err := json.Marshal(v)
@@ -20,10 +20,13 @@ func TestKeeperForgets(t *testing.T) {
 		}
 	}
 	tell(kept{ID: "there"})
+	tell(kept{ID: "still", Still: true})
 	tell(kept{Synced: true})
-	if _, ok := k.parts["there"]; !ok || len(k.parts) != 1 {
+	if _, ok := k.parts["there"]; !ok || len(k.parts) != 2 {
 		t.Errorf("after all was told: %v", k.parts)
 	}
+	tell(kept{ID: "still", Still: true})
+	tell(kept{ID: "still", Forget: true})
 	for i := range 1000 {
 		id := fmt.Sprint(i)
 		tell(kept{ID: id})
