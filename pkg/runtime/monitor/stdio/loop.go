@@ -64,7 +64,6 @@ type Loop struct {
 
 	number  int    // in Loops
 	dev     uint64 // the file system of its logs; 0: not known
-	flushes bool   // which has something to do when a descriptor is closed, and may hang then
 	resumed bool   // it goes on with the journal of a former one
 
 	mu     sync.Mutex
@@ -75,6 +74,7 @@ type Loop struct {
 	watches map[int32]*watch
 	gen     int32
 	stop    bool
+	flushes bool // its file system has something to do when a descriptor is closed, and may hang then
 	journal *journal
 	buf     []byte       // the journal's
 	records *logs.Buffer // nil until there is a log

@@ -166,13 +166,19 @@ func (g *Loops) Add(c Config) (*Streams, error) {
 }
 
 // Restore goes on with the streams that another process has saved; died tells that it could not say its last word. The
-// files are the Loop's from now on, also on error.
+// files are the Loop's from now on, also on error. A file system that does not answer is no error: what goes on is the container,
+// and its output when the Loop comes to it.
 func (g *Loops) Restore(id string, v Saved, f Files, died bool, inputClosed func()) (*Streams, error) {
+	var l *Loop
 	g.mu.Lock()
-	l := g.loops[max(v.Slot, 0)/maxSlots]
+	if v.Slot >= 0 || f.Log < 0 {
+		l = g.loops[max(v.Slot, 0)/maxSlots]
+	}
 	known := l != nil
 	if known {
-		v.Slot -= l.number * maxSlots
+		if v.Slot >= 0 {
+			v.Slot -= l.number * maxSlots
+		}
 		l.users.Add(1)
 	}
 	g.mu.Unlock()
@@ -182,7 +188,9 @@ func (g *Loops) Restore(id string, v Saved, f Files, died bool, inputClosed func
 			closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
 			return nil, fmt.Errorf("stdio of %s: %w", id, err)
 		}
-		v.Slot = maxSlots // which it can't have
+		if v.Slot >= 0 {
+			v.Slot = maxSlots // which it can't have
+		}
 	} else if f.Log >= 0 && l.number > 0 {
 		g.identify(l, f.Log)
 	}
@@ -205,30 +213,33 @@ func (g *Loops) Restore(id string, v Saved, f Files, died bool, inputClosed func
 
 // of returns the Loop of the file system of a log (-1: none), with one user more.
 func (g *Loops) of(log int) (*Loop, error) {
-	dev := uint64(0)
-	if log >= 0 {
-		var st unix.Stat_t
-		if err := unix.Fstat(log, &st); err != nil {
-			return nil, fmt.Errorf("log: %w", err)
-		}
-		dev = st.Dev
+	dev, err := deviceOf(log)
+	if err != nil {
+		return nil, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	l := g.find(dev)
 	if l == nil {
-		g.mu.Unlock() // a file system is asked for nothing while others wait
-		f := flushes(log)
-		g.mu.Lock()
-		if l = g.find(dev); l == nil {
-			var err error
-			if l, err = g.another(dev, f); err != nil {
-				return nil, err
-			}
+		if l, err = g.another(dev); err != nil {
+			return nil, err
 		}
+		l.study(log)
 	}
 	l.users.Add(1)
 	return l, nil
+}
+
+// deviceOf is the file system of a log, 0 for -1. Nothing is asked of it: it may hang.
+func deviceOf(log int) (uint64, error) {
+	if log < 0 {
+		return 0, nil
+	}
+	var st unix.Statx_t // in which the device is, whatever the mask
+	if err := unix.Statx(log, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return 0, fmt.Errorf("log: %w", err)
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
 }
 
 func (g *Loops) find(dev uint64) *Loop {
@@ -244,10 +255,11 @@ func (g *Loops) find(dev uint64) *Loop {
 }
 
 // another returns a Loop for a file system that has none: one that has no container any more, or a new one.
-func (g *Loops) another(dev uint64, flushes bool) (*Loop, error) {
+func (g *Loops) another(dev uint64) (*Loop, error) {
 	for n, l := range g.loops {
 		if n > 0 && l.users.Load() == 0 {
-			l.dev, l.flushes = dev, flushes
+			l.dev = dev
+			l.post(func() { l.flushes = false })
 			return l, nil
 		}
 	}
@@ -262,7 +274,7 @@ func (g *Loops) another(dev uint64, flushes bool) (*Loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.number, l.dev, l.flushes = number, dev, flushes
+	l.number, l.dev = number, dev
 	g.loops[number] = l
 	if g.keep != nil {
 		g.keep(number, []int{l.journal.memfd, l.journal.in, l.journal.out})
@@ -272,18 +284,21 @@ func (g *Loops) another(dev uint64, flushes bool) (*Loop, error) {
 
 // identify finds out, once, which file system a Loop of a former process serves.
 func (g *Loops) identify(l *Loop, log int) {
-	g.mu.Lock()
-	known := l.dev != 0
-	g.mu.Unlock()
-	var st unix.Stat_t
-	if known || unix.Fstat(log, &st) != nil {
+	dev, err := deviceOf(log)
+	if err != nil {
 		return
 	}
-	f := flushes(log)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l.dev, l.flushes = st.Dev, f
+	if l.dev == 0 {
+		l.dev = dev
+		l.study(log)
+	}
 }
+
+// study has the Loop ask the file system of its logs what it is like, before it gets the log: where that hangs, only the Loop
+// waits.
+func (l *Loop) study(log int) { l.post(func() { l.flushes = l.flushes || flushes(log) }) }
 
 // flushes tells whether close(2) of a file may have to wait for its file system: it does nothing in those of a local disk or
 // in memory, and may do something in others (network file systems, FUSE).

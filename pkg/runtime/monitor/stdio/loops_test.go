@@ -267,6 +267,78 @@ func TestNothingIsReadBeforeBegin(t *testing.T) {
 	s.Close()
 }
 
+// The file system of a log does not answer while its container is restored: others, and the container itself, are not held up
+// by that, and its output comes when it does.
+func TestRestoreWhileStuck(t *testing.T) {
+	testns.Root(t)
+	was := answerTime
+	answerTime = 20 * time.Millisecond
+	t.Cleanup(func() { answerTime = was })
+	log := slog.New(slog.DiscardHandler)
+	g, err := New(log, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{device(t), device(t)}
+	var all []Saved
+	var files []Files
+	var ins []*os.File
+	for i, dir := range dirs {
+		s, in := writer(t, g, "c", dir)
+		s.SetMark(uint32(i + 7))
+		fmt.Fprintln(in, "line")
+		await(t, dir, "c", "line")
+		v, f, err := s.Save(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, files, ins = append(all, v), append(files, f), append(ins, in)
+	}
+	journals := g.Journals()
+	for n, list := range journals {
+		for i, fd := range list {
+			if journals[n][i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	g.Close()
+	next, err := Resume(log, nil, journals)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	next.Begin()
+	again := make(chan struct{})
+	next.loops[1].post(func() { <-again }) // as an open(2) that hangs
+	var restored []*Streams
+	for i := range all {
+		s, err := next.Restore("c", all[i], files[i], true, nil)
+		if err != nil {
+			t.Fatalf("%d: %v", i, err)
+		}
+		if m := s.Mark(); m != uint32(i+7) {
+			t.Errorf("%d: mark %d", i, m)
+		}
+		fmt.Fprintln(ins[i], "more")
+		restored = append(restored, s)
+	}
+	await(t, dirs[1], "c", "line more")
+	if _, _, err := restored[0].Save(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("saved: %v", err)
+	}
+	close(again)
+	await(t, dirs[0], "c", "line more")
+	for i, s := range restored {
+		ins[i].Close()
+		s.Stop(t.Context(), time.Minute)
+		s.Close()
+		if n := s.l.users.Load(); n != 0 {
+			t.Errorf("%d: %d users", i, n)
+		}
+	}
+}
+
 // lengthOfPart is that of the line whose newline has not come.
 func (s *Streams) lengthOfPart(t *testing.T) (n int) {
 	t.Helper()

@@ -144,17 +144,29 @@ func (s *Streams) save() (Saved, Files) {
 }
 
 func (l *Loop) restore(id string, v Saved, f Files, died, hold bool, inputClosed func()) (*Streams, error) {
-	s := &Streams{l: l, id: id, held: hold, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
+	s := &Streams{l: l, id: id, slot: -1, held: hold, terminal: f.Terminal, inputClosed: inputClosed, drained: make(chan struct{})}
 	s.logPath = filepath.Join(v.Log.Dir, v.Log.Path)
+	if v.Slot < maxSlots {
+		s.slot = v.Slot // its mark can be read before the loop comes to it
+	}
 	result := make(chan error, 1)
-	if !l.post(func() { result <- s.restore(v, f, died) }) {
+	var unawaited atomic.Bool
+	if !l.post(func() {
+		err := s.restore(v, f, died)
+		if err != nil && unawaited.Load() {
+			l.log.Error("container output can't be read any more", "container", id, "err", err)
+		}
+		result <- err
+	}) {
 		l.users.Add(-1)
 		closeAll(f.Stdin, f.Stdout, f.Stderr, f.Terminal, f.Log)
 		return nil, errClosed
 	}
 	err, late := l.answer(context.Background(), result)
 	if late {
-		l.post(s.close)
+		unawaited.Store(true)
+		l.log.Error("the output of a container waits", "container", id, "err", err)
+		return s, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stdio of %s: %w", id, err)
@@ -164,8 +176,8 @@ func (l *Loop) restore(id string, v Saved, f Files, died, hold bool, inputClosed
 
 func (s *Streams) restore(v Saved, f Files, died bool) error {
 	j := s.l.journal
-	if s.slot = v.Slot; s.slot >= 0 {
-		if err := j.claim(s.slot); err != nil {
+	if v.Slot >= 0 {
+		if err := j.claim(v.Slot); err != nil {
 			s.l.log.Error("container log may lack a part of a line", "container", s.id, "err", err)
 			s.slot = j.alloc()
 			died = false
