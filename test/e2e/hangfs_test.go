@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +21,8 @@ type hangFS struct {
 
 	mu      sync.Mutex
 	hanging bool
-	held    int // requests that were left without an answer
+	noFlush bool // a descriptor's end does not wait for it
+	held    int  // requests that were left without an answer
 	nodes   []*hangNode
 }
 
@@ -64,6 +66,12 @@ func (h *hangFS) hang() {
 	h.hanging = true
 }
 
+// deafen leaves all that is asked from now on unread: what waits for it can be killed, as with most network file systems,
+// if noFlush is set from the beginning.
+func (h *hangFS) deafen() {
+	_ = h.dev.SetReadDeadline(time.Unix(1, 0))
+}
+
 // waiting tells how many requests are without an answer.
 func (h *hangFS) waiting() int {
 	h.mu.Lock()
@@ -88,6 +96,9 @@ func (h *hangFS) serve() {
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := h.dev.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return // until the connection is aborted
+		}
 		if errors.Is(err, unix.ENOENT) { // a request that was taken back while it was read
 			continue
 		}
@@ -162,7 +173,12 @@ func (h *hangFS) answer(op uint32, id uint64, in []byte) ([]byte, unix.Errno) {
 		return nil, 0
 	case fuseOpen, fuseOpendir:
 		return make([]byte, 16), 0
-	case fuseRead, fuseReaddir, fuseRelease, fuseReleasedir, fuseFlush:
+	case fuseFlush:
+		if h.noFlush {
+			return nil, unix.ENOSYS // and is asked no more
+		}
+		return nil, 0
+	case fuseRead, fuseReaddir, fuseRelease, fuseReleasedir:
 		return nil, 0
 	case fuseWrite:
 		size := le.Uint32(in[16:])

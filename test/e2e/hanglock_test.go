@@ -70,3 +70,56 @@ func TestKilledBehindHangingLog(t *testing.T) {
 	f.removePod(id)
 	f.removePod(otherID)
 }
+
+// TestKilledWhileALogHangs: as before, but with a file system that who waits for it can be killed in. The next cri-monitor takes
+// back all containers while it still does not answer, and the output of that one when it does.
+func TestKilledWhileALogHangs(t *testing.T) {
+	f := start(t, testnode.Options{})
+	f.pull(images.Busybox)
+	dir := filepath.Join(f.Dir, "tmp", "logs")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fs := newHangFS(t, dir)
+	fs.noFlush = true
+	if err := exec.CommandContext(f.ctx, "sh", "-c", `: > "$0"`, filepath.Join(dir, "first")).Run(); err != nil { // now the kernel knows
+		t.Fatal(err)
+	}
+	pod := f.podConfig("hangs")
+	pod.LogDirectory = filepath.Join(dir, "pod")
+	id := f.runPod(pod)
+	user := f.runContainer(id, pod, containerConfig("user", images.Busybox, "sh", "-c", "while :; do echo line; sleep 0.01; done"))
+	other := f.podConfig("other")
+	otherID := f.runPod(other)
+	quiet := f.runContainer(otherID, other, containerConfig("quiet", images.Busybox, "sh", "-c", "while :; do echo still; sleep 0.1; done"))
+	fs.deafen()
+	f.eventually("a line waits for its log", func() bool {
+		stacks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", f.monitor()))
+		for _, s := range stacks {
+			if b, _ := os.ReadFile(s); bytes.Contains(b, []byte("fuse_")) {
+				return true
+			}
+		}
+		return false
+	})
+	former := f.monitor()
+	if err := unix.Kill(former, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []string{quiet, user} {
+		f.eventually("a container is executed in", func() bool {
+			x, err := f.Runtime.ExecSync(f.ctx, &cri.ExecSyncRequest{ContainerId: c, Cmd: []string{"echo", "there"}, Timeout: 20})
+			return err == nil && string(x.Stdout) == "there\n"
+		})
+	}
+	log := filepath.Join(other.LogDirectory, "quiet.log")
+	before, _ := os.ReadFile(log)
+	f.eventually("its output is written", func() bool {
+		b, _ := os.ReadFile(log)
+		return strings.Count(string(b), "still") > strings.Count(string(before), "still")
+	})
+	f.othersGoOn("third")
+	fs.abort()
+	f.removePod(id)
+	f.removePod(otherID)
+}
