@@ -57,13 +57,14 @@ func describe(proc string, pid int) string {
 		if name < 0 || name+2 == len(stat) || stat[name+2] != 'D' {
 			continue
 		}
-		return fmt.Sprintf("%s, which can't end before its thread %s wakes up, in uninterruptible sleep%s: a file system does not answer",
+		return fmt.Sprintf("%s, which can't end before its thread %s wakes up, in uninterruptible sleep%s",
 			who, filepath.Base(task), asleep(task))
 	}
 	return who
 }
 
-// asleep says where in the kernel a thread sleeps, and for which file if its system call has a descriptor.
+// asleep says where in the kernel a thread sleeps, and for which file if its system call has a descriptor. Without one it may as
+// well be a lock of the kernel's that many want (rtnetlink), for a moment.
 func asleep(task string) string {
 	where := ""
 	if b, _ := os.ReadFile(task + "/wchan"); len(b) > 1 {
@@ -83,7 +84,7 @@ func asleep(task string) string {
 	if err != nil {
 		return where
 	}
-	return where + " for " + file
+	return where + " for " + file + ": a file system does not answer"
 }
 
 // takesFD are system calls whose first argument is the file that they wait for.

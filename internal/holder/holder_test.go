@@ -67,7 +67,7 @@ func TestDescribe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const stuck = "process %d (cri-monitor), which can't end before its thread %d wakes up, in uninterruptible sleep%s: a file system does not answer"
+	const stuck = "process %d (cri-monitor), which can't end before its thread %d wakes up, in uninterruptible sleep%s"
 	thread(10, "11 (a) D b) S 1", "0", "running")
 	thread(20, "21 (a) D 1", "request_wait_answer", "1 0x1e 0x0 0x0")
 	thread(30, "31 (a ) D 1", "0", "231 0x1e")
@@ -76,7 +76,7 @@ func TestDescribe(t *testing.T) {
 	thread(60, "garbage", "", "")
 	for pid, want := range map[int]string{
 		10: "process 10 (cri-monitor)",
-		20: fmt.Sprintf(stuck, 20, 21, " in request_wait_answer for /var/log/pods/a.log"),
+		20: fmt.Sprintf(stuck, 20, 21, " in request_wait_answer for /var/log/pods/a.log: a file system does not answer"),
 		30: fmt.Sprintf(stuck, 30, 31, ""),
 		40: fmt.Sprintf(stuck, 40, 41, " in exit"),
 		50: fmt.Sprintf(stuck, 50, 51, ""),
