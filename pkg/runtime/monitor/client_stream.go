@@ -76,7 +76,7 @@ type Exec struct {
 	code    int
 	err     error
 
-	// stays: after a Release the connection is there for others. released: that was sent. returned: they have it.
+	// stays: after a Release the connection is there for others. released: it was sent, and is heard. returned: they have it.
 	stays, released, returned bool
 }
 
@@ -165,10 +165,17 @@ func (x *Exec) kill(ctx context.Context) error {
 	return err
 }
 
-// Release says, after Wait, that what the process has left behind may run on until the container ends.
+// Release says, after Wait, that what the process has left behind may run on until the container ends. Before, it says
+// nothing for sure: cri-monitor takes it only when it has told the exit code.
 func (x *Exec) Release() {
+	told := false
+	select {
+	case <-x.s.done:
+		told = x.err == nil
+	default:
+	}
 	// A cri-monitor that does not hear it has died.
-	x.released = writeFrame(x.s.uc, kindRelease, 2, nil) == nil
+	x.released = writeFrame(x.s.uc, kindRelease, 2, nil) == nil && told
 }
 
 // Close ends the session: without Release, everything that is there of it is killed. It must not be called at the same time
@@ -178,15 +185,9 @@ func (x *Exec) Close() error {
 		return nil
 	}
 	if x.released && x.stays {
-		select {
-		case <-x.s.done:
-			if x.err == nil {
-				x.returned = true
-				x.client.put(x.s.uc)
-				return nil
-			}
-		default:
-		}
+		x.returned = true
+		x.client.put(x.s.uc)
+		return nil
 	}
 	err := x.s.close()
 	x.client.stock()

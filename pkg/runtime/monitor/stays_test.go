@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"os"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -60,5 +61,29 @@ func TestStays(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReleasedTooSoon: a release that cri-monitor has passed over, since the program still ran, leaves the connection to nobody.
+func TestReleasedTooSoon(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("c", `sleep 1000`))
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := n.Exec(t.Context(), &ExecRequest{ID: "c", Process: &specs.Process{Args: []string{"cat"}}, Stdin: r})
+	r.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Release()
+	w.Close()
+	<-x.Ended()
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.State(t.Context(), "c"); err != nil { // else unheard, for minutes
+		t.Error(err)
 	}
 }
