@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -64,11 +65,15 @@ func newLoad(t *testing.T) *load {
 
 // writer starts a container that writes /data again and again until finish. It returns a reader of its rotated logs.
 func (l *load) writer() *exactReader {
-	req := l.request("writer", "until [ -e /stop ]; do cat /data || exit 9; sleep 0.12; done; exit 5")
+	req := l.request("writer", "until [ -e /stop ]; do [ -e /wait ] || cat /data || exit 9; sleep 0.12; done; exit 5")
 	req.LogDir = l.logs
 	l.run(req)
 	return &exactReader{t: l.t, round: l.lines}
 }
+
+// muchLog is how much there may be to check while the writer goes on. On a busy machine, or with the race detector, it takes
+// longer to check than to write, and each round has more than the one before, until the memory is full.
+const muchLog = 256 << 20
 
 // rotate moves the log away and checks it.
 func (l *load) rotate(r *exactReader, i int) {
@@ -79,6 +84,13 @@ func (l *load) rotate(r *exactReader, i int) {
 	}
 	if err := l.ReopenLog(l.t.Context(), "writer"); err != nil {
 		l.t.Fatal(err)
+	}
+	if st, err := os.Stat(old); err != nil || st.Size() > muchLog {
+		wait := filepath.Join(l.layer, "wait")
+		if err := errors.Join(err, os.WriteFile(wait, nil, 0o644)); err != nil {
+			l.t.Fatal(err)
+		}
+		defer os.Remove(wait)
 	}
 	r.file(old)
 }
