@@ -114,6 +114,7 @@ func (s *Server) takeBack(ctx context.Context, parts []part) map[string]string {
 			c.awaitEnd()
 		}
 	}
+	s.loops.Begin()
 	return failed
 }
 

@@ -62,9 +62,11 @@ type Loop struct {
 	late     atomic.Bool             // a caller has waited for answerTime; nothing has been done since
 	users    atomic.Int32            // Streams that were not closed
 
-	number  int    // in Loops
-	dev     uint64 // the file system of its logs; 0: not known
-	resumed bool   // it goes on with the journal of a former one
+	number int    // in Loops
+	dev    uint64 // the file system of its logs; 0: not known
+	// reserved: for Streams of a former process, which may still be restored.
+	reserved bool
+	resumed  bool // it goes on with the journal of a former one
 
 	mu     sync.Mutex
 	calls  []func()

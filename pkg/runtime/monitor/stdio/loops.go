@@ -57,11 +57,14 @@ func Resume(log *slog.Logger, keep func(number int, journal []int), journals map
 	return g, nil
 }
 
-// Begin has the Streams read that were restored.
+// Begin says that all Streams were restored, and has them read.
 func (g *Loops) Begin() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.begun = true
+	for _, l := range g.loops {
+		l.reserved = false
+	}
 	for _, s := range g.held {
 		s.l.post(s.begin)
 	}
@@ -69,7 +72,7 @@ func (g *Loops) Begin() {
 }
 
 // Adopt goes on with a journal of a process that has died. It owns the files, also on error: ErrFailedPrecondition when
-// this number is used.
+// this number is used. The Streams are restored next, and then Begin is called.
 func (g *Loops) Adopt(number int, journal []int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -89,7 +92,7 @@ func (g *Loops) adopt(number int, journal []int) error {
 	if old != nil {
 		old.Close()
 	}
-	l.number = number
+	l.number, l.reserved = number, true
 	g.loops[number] = l
 	return nil
 }
@@ -257,7 +260,7 @@ func (g *Loops) find(dev uint64) *Loop {
 // another returns a Loop for a file system that has none: one that has no container any more, or a new one.
 func (g *Loops) another(dev uint64) (*Loop, error) {
 	for n, l := range g.loops {
-		if n > 0 && l.users.Load() == 0 {
+		if n > 0 && !l.reserved && l.users.Load() == 0 {
 			l.dev = dev
 			l.post(func() { l.flushes = false })
 			return l, nil

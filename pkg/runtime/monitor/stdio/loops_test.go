@@ -308,6 +308,13 @@ func TestRestoreWhileStuck(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Close()
+	// Another's log, in a file system that is not among those of before, meanwhile: it gets none of theirs.
+	between, in := writer(t, next, "b", device(t))
+	if between.l == next.loops[1] || between.l == next.loops[2] {
+		t.Error("a loop whose containers are not there yet serves another file system")
+	}
+	in.Close()
+	between.Close()
 	next.Begin()
 	again := make(chan struct{})
 	next.loops[1].post(func() { <-again }) // as an open(2) that hangs
