@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -243,7 +244,7 @@ func TestTwoServersRefuseEachOther(t *testing.T) {
 	if err := n.start(t); err != nil {
 		t.Fatal(err)
 	}
-	pid := fmt.Sprintf("pid %d", os.Getpid())
+	pid := strconv.Itoa(os.Getpid())
 	for what, taken := range map[string]string{"state": n.cfg.State, "root": n.cfg.Root, "socket": n.cfg.Socket} {
 		m := newNode(t)
 		switch what {

@@ -185,8 +185,7 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 	if done, err := n.detachInProcess(ctx, p); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	} else if done {
-		n.forget(p.ID)
-		return faultpoint.Hit("network.detach.deleted")
+		return n.detached(p)
 	}
 	cached, err := n.lib.GetCachedAttachments(p.ID)
 	if err != nil {
@@ -202,9 +201,16 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 			return fmt.Errorf("detach: %w", err)
 		}
 	}
+	return n.detached(p)
+}
+
+func (n *CNI) detached(p Pod) error {
 	n.forget(p.ID)
 	return faultpoint.Hit("network.detach.deleted")
 }
+
+// deleting is passed by each DEL, in process or not.
+func deleting() error { return faultpoint.Hit("network.detach.del") }
 
 func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns string) error {
 	if ns == "" && netns.Check(a.NetNS) == nil {
@@ -217,7 +223,7 @@ func (n *CNI) detachCached(ctx context.Context, a *libcni.NetworkAttachment, ns 
 		return fmt.Errorf("cached configuration: %w", err)
 	}
 	rt := &libcni.RuntimeConf{ContainerID: a.ContainerID, NetNS: ns, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs}
-	if err := faultpoint.Hit("network.detach.del"); err != nil {
+	if err := deleting(); err != nil {
 		return err
 	}
 	if err := n.lib.DelNetworkList(ctx, list, rt); err != nil {

@@ -16,7 +16,6 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 
-	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
@@ -132,7 +131,7 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	}
 	n.verbs.RLock()
 	defer n.verbs.RUnlock()
-	if err := faultpoint.Hit("network.detach.del"); err != nil {
+	if err := deleting(); err != nil {
 		return true, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PluginTimeout)
