@@ -21,7 +21,7 @@ import (
 
 // settling is between two turns. What an engine does after its turn, such as getting ready for the next container, is none of
 // the next one's cost.
-const settling = 30 * time.Millisecond
+var settling = 30 * time.Millisecond
 
 // contestant is one engine.
 type contestant struct {

@@ -29,6 +29,7 @@ func main() {
 	rounds := flag.Int("n", 30, "rounds")
 	warm := flag.Int("warm", 2, "rounds before that which don't count")
 	engines := flag.String("engines", "native,crun,runc", "native, or OCI runtime binaries")
+	flag.DurationVar(&settling, "settle", settling, "rest before each turn: pods come one by one; 0: one right after the other")
 	flag.Parse()
 	if os.Getenv(isolated) == "" {
 		os.Exit(isolate())
