@@ -148,7 +148,10 @@ func (d *cgroupfs) createSession(path string, res *specs.LinuxResources) (*engin
 // Delete to take away with the last child: the kubelet makes and removes pods' cgroups, but on a hybrid layout not in
 // the unified hierarchy, and other clients make none. In the v1 cpuset hierarchy a new cgroup has neither CPUs nor
 // memory nodes and takes no process until it gets its parent's (cpuset(7)).
-func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
+func (d *cgroupfs) mkdirs(dir string, made *[]string) error { return d.mkdir(dir, made, true) }
+
+// mkdir is mkdirs for a container's own directory, the leaf, or one above it.
+func (d *cgroupfs) mkdir(dir string, made *[]string, leaf bool) error {
 	// A sibling's Delete or rollback may remove the parent between our two steps.
 	for try := 0; ; try++ {
 		err := unix.Mkdir(dir, 0o755)
@@ -157,7 +160,7 @@ func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
 		}
 		if errors.Is(err, unix.ENOENT) && try < 8 {
 			before := len(*made)
-			if err := d.mkdirs(filepath.Dir(dir), made); err != nil {
+			if err := d.mkdir(filepath.Dir(dir), made, false); err != nil {
 				return err
 			}
 			for _, parent := range (*made)[before:] {
@@ -173,43 +176,13 @@ func (d *cgroupfs) mkdirs(dir string, made *[]string) error {
 			*made = append(*made, dir)
 			return nil
 		}
-		err = inheritCpuset(dir, d.v1[c])
+		err = inheritCpuset(dir, d.v1[c], leaf)
 		if (errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, os.ErrNotExist)) && try < 8 {
 			continue // a parent that went before it was filled and had its child
 		}
 		*made = append(*made, dir)
 		return err
 	}
-}
-
-// inheritCpuset fills a new directory, and what is empty above: a parent may have been made this moment by another Create
-// that has not come to fill it yet, and an empty one is of no use to its maker either.
-func inheritCpuset(dir, root string) error {
-	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-		parent, err := filledCpuset(filepath.Dir(dir), root, f)
-		if err != nil {
-			return err
-		}
-		if err := write(dir, f, parent); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// filledCpuset returns the file of dir, filled from above if it was empty.
-func filledCpuset(dir, root, file string) (string, error) {
-	own, err := read(dir, file)
-	if err != nil || own != "" {
-		return own, err
-	}
-	if dir == root {
-		return "", fmt.Errorf("%s of %s is empty, so nothing can run below it: %w", file, dir, errdefs.ErrFailedPrecondition)
-	}
-	if own, err = filledCpuset(filepath.Dir(dir), root, file); err != nil {
-		return "", err
-	}
-	return own, write(dir, file, own)
 }
 
 func (d *cgroupfs) Load(path string) (*engine.Cgroup, error) {
