@@ -32,6 +32,7 @@ import (
 //	layers/A/H/{fs,layer.json,marks.json,files}   the unpacked layer with this diff ID, and the manifest of its files
 //	open                        boot ID of the system that has or had the store open; gone after Close
 //	snapshots/KEY/…             writable layers
+//	targets/NAME/…              layers of mount points, see targetSets
 //	images.json                 the table of images
 //	imported.json               the archives of the import directory that were imported
 //	ingest/, trash/             what is being made or removed; emptied when the store opens
@@ -81,6 +82,8 @@ type Disk struct {
 	snapshots map[string]*snapshotRecord
 	leftovers []string // below ingest and trash, see remove
 	usage     Usage
+
+	targets targetSets
 }
 
 var _ Store = (*Disk)(nil)
@@ -153,6 +156,7 @@ func (s *Disk) openRoot() error {
 	if err := s.load(); err != nil {
 		return err
 	}
+	s.checkTargets()
 	if err := s.begin(); err != nil {
 		return err
 	}

@@ -97,6 +97,9 @@ type Store interface {
 	Snapshot(ctx context.Context, key, imageID string) (rootfs.Rootfs, error)
 	// View is the image's root file system, read-only. It doesn't keep the image from being removed, a Snapshot does.
 	View(imageID string) (rootfs.Rootfs, error)
+	// MountTargets returns r, a Snapshot, with mount points that images often lack in a layer below the image's, shared by all
+	// containers that have the same; r as it is where that is not possible. The caller mounts something over each of them.
+	MountTargets(r rootfs.Rootfs, targets []Target) rootfs.Rootfs
 	// SnapshotUsage is the bytes and inodes of the writable layer.
 	SnapshotUsage(key string) (Usage, error)
 	// RemoveSnapshot is idempotent; the disk space may follow later.

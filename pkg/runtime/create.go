@@ -156,7 +156,7 @@ func (c *Containers) prepare(ctx context.Context, op *operation.Op, pod *Pod, ct
 		made <- err
 	}()
 	vols := c.volumes(ctx, pod, ctr)
-	sp, err := c.spec(pod, ctr, image, vols.mount)
+	sp, targets, err := c.spec(pod, ctr, image, vols.mount)
 	if serr := <-made; serr != nil {
 		err = serr
 	}
@@ -164,7 +164,7 @@ func (c *Containers) prepare(ctx context.Context, op *operation.Op, pod *Pod, ct
 		err = faultpoint.Hit("container.create.snapshot")
 	}
 	if err == nil {
-		ctr.Process, ctr.Rootfs = sp.Process, root
+		ctr.Process, ctr.Rootfs = sp.Process, c.cfg.Images.MountTargets(root, targets)
 		err = c.build(ctx, op, pod, ctr, sp)
 	}
 	if undo := vols.release(); undo != nil {
@@ -242,28 +242,32 @@ func (c *Containers) build(ctx context.Context, op *operation.Op, pod *Pod, ctr 
 // imageMount shows the root of the image that a mount names, with an SELinux label, and returns where.
 type imageMount = func(m *runtimeapi.Mount, label string) (string, error)
 
-// spec makes the container's OCI spec.
-func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, volume imageMount) (*specs.Spec, error) {
+// spec makes the container's OCI spec, and lists the mount points that may be shared.
+func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, volume imageMount) (*specs.Spec, []imagestore.Target, error) {
 	view, err := c.cfg.Images.View(image.ID)
 	if err != nil {
-		return nil, fmt.Errorf("image root: %w", err)
+		return nil, nil, fmt.Errorf("image root: %w", err)
 	}
 	root, err := view.View()
 	if err != nil {
-		return nil, fmt.Errorf("image root: %w", err)
+		return nil, nil, fmt.Errorf("image root: %w", err)
 	}
 	defer root.Close()
 	target, err := c.targetPid(pod, ctr.Config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return spec.Container(&spec.Input{
+	sp, err := spec.Container(&spec.Input{
 		ID: ctr.ID, Host: c.cfg.Host, Pod: pod.Config, Container: ctr.Config, Image: &image.Config.Config, Root: root,
 		Namespaces: namespaces(pod, target), CgroupPath: ctr.CgroupPath, SandboxID: pod.ID, ImageName: ctr.Config.GetImage().GetUserSpecifiedImage(),
 		PrivilegedPod: pod.Config.GetLinux().GetSecurityContext().GetPrivileged(),
 		Hostname:      pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
 		ImageMount: volume,
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return sp, mountTargets(sp, root), nil
 }
 
 // targetPid is the process whose pid namespace an ephemeral container shares (NamespaceMode_TARGET), else 0.
