@@ -66,9 +66,11 @@ var crashOperations = map[string]func(ctx context.Context, s *imagestore.Disk, r
 		return err
 	},
 	"snapshot": func(ctx context.Context, s *imagestore.Disk, ref string) error {
-		if _, err := s.Snapshot(ctx, "killed", ref); err != nil {
+		r, err := s.Snapshot(ctx, "killed", ref)
+		if err != nil {
 			return err
 		}
+		s.MountTargets(r, commonTargets)
 		return s.RemoveSnapshot(ctx, "killed")
 	},
 }
@@ -220,7 +222,7 @@ func checkNothingLeaked(t *testing.T, s *imagestore.Disk, root string, built ima
 	}
 	for _, e := range names {
 		switch e.Name() {
-		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "snapshots", "spare", "trash", "version":
+		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "snapshots", "spare", "targets", "trash", "version":
 		default:
 			t.Errorf("%s is left", e.Name())
 		}
