@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
@@ -70,7 +71,9 @@ func (s *Server) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContai
 	if r.GetContainerId() == "" {
 		return nil, invalid("container_id is empty")
 	}
-	return &runtimeapi.RemoveContainerResponse{}, s.containers.Remove(ctx, r.GetContainerId())
+	return &runtimeapi.RemoveContainerResponse{}, s.staged(ctx, "remove container "+r.GetContainerId(), func(ctx context.Context, _ *operation.Op) error {
+		return s.containers.Remove(ctx, r.GetContainerId())
+	})
 }
 
 // ListContainers lists the containers that the filter lets through.
@@ -210,7 +213,10 @@ func (s *Server) containerStatus(ctr *runtime.Container) *runtimeapi.ContainerSt
 
 // UpdateContainerResources changes a container's limits; zero and empty fields stay as they are.
 func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	return &runtimeapi.UpdateContainerResourcesResponse{}, s.containers.Update(ctx, r.GetContainerId(), r.GetLinux())
+	key := uniqueKey("update container", r.GetContainerId()) // each has limits of its own
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.staged(ctx, key, func(ctx context.Context, _ *operation.Op) error {
+		return s.containers.Update(ctx, r.GetContainerId(), r.GetLinux())
+	})
 }
 
 // ReopenContainerLog opens a running container's log anew after it was renamed.

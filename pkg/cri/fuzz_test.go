@@ -24,6 +24,7 @@ func emptyServer(t testing.TB) *Server {
 	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
 	s := &Server{cfg: config.New(), log: log, version: "1.0.0", started: time.Now()}
+	s.ends = s.newEnds()
 	var err error
 	must := func(e error) {
 		t.Helper()

@@ -12,6 +12,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // PullImage pulls an image. It always asks the registry, also for an image that is there: kubelet proves a pod's
@@ -116,7 +117,10 @@ func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.RemoveImageResponse{}, s.images.Remove(ctx, image.ID)
+	return &runtimeapi.RemoveImageResponse{}, s.staged(ctx, "remove image "+image.ID, func(ctx context.Context, op *operation.Op) error {
+		op.Stage("image store")
+		return s.images.Remove(ctx, image.ID)
+	})
 }
 
 // ImageFsInfo tells how much the store uses.

@@ -31,6 +31,7 @@ import (
 // the locks on cfg.Root and cfg.State. version is the server's own, a semantic version.
 func New(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) (_ *Server, err error) {
 	s := &Server{cfg: cfg, log: log, version: strings.TrimPrefix(version, "v"), started: time.Now()}
+	s.ends = s.newEnds()
 	var undo []func() error
 	defer func() {
 		for _, f := range slices.Backward(undo) {

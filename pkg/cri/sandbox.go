@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/sandbox"
 )
 
@@ -28,10 +29,13 @@ func (s *Server) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandbo
 	if r.GetPodSandboxId() == "" {
 		return nil, invalid("pod_sandbox_id is empty")
 	}
-	return &runtimeapi.StopPodSandboxResponse{}, s.stopSandbox(ctx, r.GetPodSandboxId())
+	return &runtimeapi.StopPodSandboxResponse{}, s.staged(ctx, "stop pod sandbox "+r.GetPodSandboxId(), func(ctx context.Context, _ *operation.Op) error {
+		return s.stopSandbox(ctx, r.GetPodSandboxId())
+	})
 }
 
-// stopSandbox is the one way a sandbox goes down: no new containers, no containers, no sandbox.
+// stopSandbox is the one way a sandbox goes down: no new containers, no containers, no sandbox. ctx's operation, if it has one,
+// is told the stages.
 func (s *Server) stopSandbox(ctx context.Context, id string) error {
 	sb, err := s.sandboxes.Get(id)
 	if errdefs.IsNotFound(err) {
@@ -40,12 +44,16 @@ func (s *Server) stopSandbox(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	op := operation.FromContext(ctx)
+	op.Stage("record the stop")
 	if err := s.sandboxes.Retire(sb.ID); err != nil {
 		return err
 	}
+	op.Stage("containers")
 	if err := s.containers.StopSandbox(ctx, sb.ID); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
 	}
+	op.Stage("sandbox")
 	return s.sandboxes.Stop(ctx, sb.ID)
 }
 
@@ -54,21 +62,28 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSa
 	if r.GetPodSandboxId() == "" {
 		return nil, invalid("pod_sandbox_id is empty")
 	}
-	resp := &runtimeapi.RemovePodSandboxResponse{}
-	sb, err := s.sandboxes.Get(r.GetPodSandboxId())
+	return &runtimeapi.RemovePodSandboxResponse{}, s.staged(ctx, "remove pod sandbox "+r.GetPodSandboxId(), func(ctx context.Context, op *operation.Op) error {
+		return s.removeSandbox(ctx, op, r.GetPodSandboxId())
+	})
+}
+
+func (s *Server) removeSandbox(ctx context.Context, op *operation.Op, id string) error {
+	sb, err := s.sandboxes.Get(id)
 	if errdefs.IsNotFound(err) {
-		return resp, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.stopSandbox(ctx, sb.ID); err != nil {
-		return nil, err
+		return err
 	}
+	op.Stage("remove containers")
 	if err := s.containers.RemoveSandbox(ctx, sb.ID); err != nil {
-		return nil, fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
+		return fmt.Errorf("remove sandbox %s: %w", sb.ID, err)
 	}
-	return resp, s.sandboxes.Remove(ctx, sb.ID)
+	op.Stage("remove sandbox")
+	return s.sandboxes.Remove(ctx, sb.ID)
 }
 
 // PodSandboxStatus tells the state of one sandbox.

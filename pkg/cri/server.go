@@ -17,6 +17,7 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/config"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore"
 	"github.com/seed-9a14075a/cri-server/pkg/network"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/handler"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/monitor"
@@ -43,7 +44,8 @@ type Server struct {
 	streaming  *streaming.Server
 	events     eventBus
 	trim       trimmer
-	version    string // semantic
+	ends       *operation.Group // see staged
+	version    string           // semantic
 	started    time.Time
 
 	stop  context.CancelFunc

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -27,7 +28,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 // Admin is the operator's API.
 func (s *Server) Admin() http.Handler {
 	return admin.Handler(s.images, func() []operation.Timeline {
-		return append(s.sandboxes.Operations(), s.containers.Operations()...)
+		return slices.Concat(s.sandboxes.Operations(), s.containers.Operations(), s.ends.Running())
 	}, s.Collect, s.log)
 }
 
@@ -47,9 +48,11 @@ func (s *Server) Drain() {
 // Close waits for running operations, ends the background work and lets go of the stores. Pods run on. Drain must have
 // been called.
 func (s *Server) Close(ctx context.Context) error {
-	err := s.sandboxes.Wait(ctx)
-	if e := s.containers.Wait(ctx); err == nil {
-		err = e
+	var err error
+	for _, wait := range []func(context.Context) error{s.ends.Wait, s.sandboxes.Wait, s.containers.Wait} {
+		if e := wait(ctx); err == nil {
+			err = e
+		}
 	}
 	_ = s.trim.stop()
 	s.stop()

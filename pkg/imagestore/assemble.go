@@ -38,6 +38,8 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 			hold()
 		}
 	}()
+	at := stageOf(ctx)
+	at.at("manifest and config to disk")
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := s.putBlob(desc.Digest, m.bytes); err != nil {
@@ -54,7 +56,9 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 	}
 	for i, d := range m.manifest.Layers {
 		g.Go(func() error {
-			if err := bring(gctx, src, d, r.diffIDs()[i]); err != nil {
+			l := at.layer(i+1, len(m.manifest.Layers), d.Digest)
+			defer l.done()
+			if err := bring(context.WithValue(gctx, layerStageKey{}, l), src, d, r.diffIDs()[i]); err != nil {
 				return fmt.Errorf("layer %d of %d, %s: %w", i+1, len(m.manifest.Layers), d.Digest, err)
 			}
 			return nil
@@ -66,6 +70,7 @@ func (s *Disk) assemble(ctx context.Context, src source, desc ocispec.Descriptor
 	if err := step("image.content.placed"); err != nil {
 		return nil, nil, err
 	}
+	at.at("sync")
 	// All content and its names must be on disk before the table that relies on them.
 	if err := s.sync.wait(ctx); err != nil {
 		return nil, nil, fmt.Errorf("sync: %w", err)

@@ -287,3 +287,37 @@ func TestCancelledPullKeepsLayers(t *testing.T) {
 		t.Errorf("%d layers were fetched again, want the one that was cut off: %v", twice, asked)
 	}
 }
+
+// TestDeadlineTellsItsStage: a registry that answers no more at some place; the caller's time runs out there.
+func TestDeadlineTellsItsStage(t *testing.T) {
+	testns.Root(t)
+	built := fourLayers()
+	layer := built.Parsed.Layers[2].Digest.String()
+	for name, tt := range map[string]struct{ at, want string }{
+		"manifest": {"/manifests/v1", `still at stage "manifest" after `},
+		"config":   {built.Parsed.Config.Digest.String(), `still at stage "config" after `},
+		"layer":    {layer, `still at stage "layer 3 of 4, ` + layer + `: open`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := serve(t)
+			srv.Put("img", "v1", built)
+			var stalled atomic.Bool
+			stalled.Store(true)
+			srv.Intercept(func(_ http.ResponseWriter, r *http.Request) bool {
+				if stalled.Load() && strings.HasSuffix(r.URL.Path, tt.at) {
+					<-r.Context().Done()
+					return true
+				}
+				return false
+			})
+			s := open(t, config(t, t.TempDir()))
+			ctx, cancel := context.WithTimeout(t.Context(), testns.Patience(2*time.Second))
+			defer cancel()
+			if _, err := s.Pull(ctx, srv.Host+"/img:v1", nil); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %s", err, tt.want)
+			}
+			stalled.Store(false)
+			pull(t, s, srv.Host+"/img:v1")
+		})
+	}
+}

@@ -109,6 +109,7 @@ func Open(cfg Config) (*Disk, error) {
 		held:      map[digest.Digest]int{},
 		damaged:   map[digest.Digest]bool{},
 		snapshots: map[string]*snapshotRecord{},
+		pulls:     flights[*Image]{patience: endPatience},
 	}
 	if err := s.SetPinned(cfg.Pinned); err != nil {
 		return nil, err

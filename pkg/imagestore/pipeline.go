@@ -31,6 +31,7 @@ func (s *Disk) layer(ctx context.Context, src source, d ocispec.Descriptor, diff
 		}
 		var joined bool
 		progressOf(ctx).layer(d.Digest, d.Size, func(*LayerProgress) {})
+		layerStageOf(ctx).at("wait for its turn, or for another pull that has it")
 		_, joined, err = s.layerF.do(ctx, s.life, &s.running, string(d.Digest)+" "+string(diffID), func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, s.bringLayer(ctx, src, d, diffID)
 		})
@@ -108,11 +109,14 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if err := step("image.layer.fetch"); err != nil {
 		return false, err
 	}
+	at := layerStageOf(ctx)
+	at.at("open")
 	body, local, err := s.openLayer(ctx, src, d)
 	if err != nil {
 		return local, fmt.Errorf("fetch: %w", err)
 	}
 	defer body.Close()
+	at.at("make a directory")
 	tmp, err := s.ingestDir()
 	if err != nil {
 		return local, err
@@ -128,7 +132,11 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	}
 	seen := progressOf(ctx)
 	seen.layer(d.Digest, d.Size, func(l *LayerProgress) { l.Received = 0 })
-	run.received = func(n int64) { seen.layer(d.Digest, d.Size, func(l *LayerProgress) { l.Received += n }) }
+	at.fetching(d.Size)
+	run.received = func(n int64) {
+		at.add(n, d.Size)
+		seen.layer(d.Digest, d.Size, func(l *LayerProgress) { l.Received += n })
+	}
 	res, err := run.run(ctx, s.unpackOptions())
 	if err != nil {
 		return local, err
@@ -139,6 +147,7 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	if res.SkippedDevices > 0 {
 		s.log.Warn("image store: device nodes of a layer left out, for want of the right to make them", "layer", d.Digest, "devices", res.SkippedDevices)
 	}
+	at.at("record")
 	l, err := writeLayer(run.dir, diffID, run.files, res)
 	if err != nil {
 		return local, fmt.Errorf("unpack: %w", err)
@@ -148,11 +157,13 @@ func (s *Disk) tryLayer(ctx context.Context, src source, d ocispec.Descriptor, d
 	}
 	// What no image in the table relies on is brought to disk together with the rest of its image. What replaces a part
 	// of one must be there first.
+	at.at("sync")
 	if s.inTable(d.Digest, diffID) {
 		if err := s.sync.wait(ctx); err != nil {
 			return local, fmt.Errorf("sync: %w", err)
 		}
 	}
+	at.at("store")
 	if !local && !s.cfg.DiscardUnpackedLayers {
 		if err := s.moveBlobIn(blob, d.Digest); err != nil {
 			return local, fmt.Errorf("store blob: %w", err)

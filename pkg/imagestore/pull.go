@@ -24,6 +24,10 @@ type source interface {
 	Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 
+// endPatience is how long a caller whose time is over waits for the end of the pull that he leaves: less than what a server
+// keeps of a caller's time for the answer.
+const endPatience = 40 * time.Millisecond
+
 // Pull implements Store.
 func (s *Disk) Pull(ctx context.Context, ref string, auth *Auth) (*Image, error) {
 	named, err := parseName(ref)
@@ -46,6 +50,8 @@ func (s *Disk) Pull(ctx context.Context, ref string, auth *Auth) (*Image, error)
 
 func (s *Disk) pull(ctx context.Context, named reference.Named, creds registry.Credentials) (*Image, error) {
 	start := time.Now()
+	at := stageOf(ctx)
+	at.at("manifest")
 	repo, err := s.client.Repository(named, creds)
 	if err != nil {
 		return nil, err
@@ -69,6 +75,7 @@ func (s *Disk) pull(ctx context.Context, named reference.Named, creds registry.C
 	if err != nil {
 		return nil, err
 	}
+	at.at("config")
 	img, err := s.store(ctx, repo, desc, m, names, false)
 	if err != nil {
 		return nil, err
@@ -86,6 +93,7 @@ func (s *Disk) store(ctx context.Context, src source, desc ocispec.Descriptor, m
 		return nil, err
 	}
 	defer releaseLayers()
+	stageOf(ctx).at("table of images")
 	return s.publish(r, names)
 }
 

@@ -30,7 +30,7 @@ type Options struct {
 	// Log gets the stack of a panic and the result of operations nobody waits for. Default: slog.Default().
 	Log *slog.Logger
 	// Keep is how long a result waits for a retry to claim it. Default: 5 minutes, which is more than kubelet's longest
-	// back-off.
+	// back-off. Less than 0: it does not, as it should be for work that does nothing when it is done again.
 	Keep time.Duration
 	// UndoTimeout is the deadline of each undo step. Default: 30 s.
 	UndoTimeout time.Duration
@@ -112,7 +112,7 @@ func Do[T any](ctx context.Context, g *Group, key string, timeout time.Duration,
 func gone(ctx context.Context, op *Op) error {
 	t := op.Timeline()
 	if !t.Running {
-		return fmt.Errorf("%s: ended too late for this call: a retry gets its result: %w", op.key, ctx.Err())
+		return fmt.Errorf("%s: ended too late for this call: repeat it: %w", op.key, ctx.Err())
 	}
 	return fmt.Errorf("%s: still at stage %q after %v: it goes on, and a retry joins it: %w",
 		op.key, t.At(), t.Total.Round(time.Millisecond), ctx.Err())
@@ -187,7 +187,7 @@ func (g *Group) settle(c *call) {
 	if !c.finished || c.waiters > 0 || g.calls[c.op.key] != c {
 		return
 	}
-	if c.claimed {
+	if c.claimed || g.o.Keep < 0 {
 		if c.expiry != nil {
 			c.expiry.Stop()
 		}

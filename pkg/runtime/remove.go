@@ -9,10 +9,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // Remove ends a container if it still runs, removes its writable layer and forgets it. The log stays: it is the
-// caller's. Idempotent; an unknown id is no error, as the CRI wants it.
+// caller's. Idempotent; an unknown id is no error, as the CRI wants it. ctx's operation, if it has one, is told the stages.
 func (c *Containers) Remove(ctx context.Context, id string) error {
 	ctr, err := c.Get(id)
 	if errdefs.IsNotFound(err) {
@@ -21,9 +22,12 @@ func (c *Containers) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	op := operation.FromContext(ctx)
+	op.Stage("stop")
 	if err := c.Stop(ctx, ctr.ID, 0); err != nil {
 		return err
 	}
+	op.Stage("wait for other calls")
 	unlock, err := c.locks.Lock(ctx, ctr.ID)
 	if err != nil {
 		return fmt.Errorf("container %s is busy: %w", ctr.ID, err)
@@ -73,18 +77,23 @@ func (c *Containers) takeBack(ctx context.Context, ctr *Container) error {
 // discard takes down a container and its record. If something can't be taken down the record stays, so that a retry or
 // the next start finds it.
 func (c *Containers) discard(ctx context.Context, ctr *Container) error {
+	op := operation.FromContext(ctx)
+	op.Stage("processes and cgroup")
 	if err := c.release(ctx, ctr); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
+	op.Stage("snapshot")
 	if err := c.cfg.Images.RemoveSnapshot(ctx, ctr.ID); err != nil {
 		return fmt.Errorf("remove container %s: snapshot: %w", ctr.ID, err)
 	}
 	if err := faultpoint.Hit("container.remove.snapshot"); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
+	op.Stage("volumes")
 	if err := c.removeVolumes(ctx, ctr); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
+	op.Stage("record")
 	unlock, err := c.edits.Lock(ctx, ctr.ID) // a late change must not bring the record back
 	if err != nil {
 		return err

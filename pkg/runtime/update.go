@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/spec"
 )
 
@@ -46,6 +47,8 @@ func (c *Containers) Update(ctx context.Context, id string, res *runtimeapi.Linu
 	if err != nil {
 		return err
 	}
+	op := operation.FromContext(ctx)
+	op.Stage("cgroup")
 	if err := faultpoint.Hit("container.update.cgroup"); err != nil {
 		return fmt.Errorf("update container %s: %w", ctr.ID, err)
 	}
@@ -57,6 +60,7 @@ func (c *Containers) Update(ctx context.Context, id string, res *runtimeapi.Linu
 			return fmt.Errorf("update container %s: oom_score_adj: %w", ctr.ID, err)
 		}
 	}
+	op.Stage("record")
 	if err := faultpoint.Hit("container.update.record"); err != nil {
 		return fmt.Errorf("update container %s: %w", ctr.ID, err)
 	}

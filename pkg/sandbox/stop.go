@@ -12,10 +12,11 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/cgroupdriver"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // Stop takes the sandbox down: pause, network, namespaces, cgroup, files. The pod's containers must have been stopped.
-// Idempotent; an unknown id is no error, as the CRI wants it.
+// Idempotent; an unknown id is no error, as the CRI wants it. ctx's operation, if it has one, is told the stages.
 func (s *Sandboxes) Stop(ctx context.Context, id string) error {
 	sb, err := s.Get(id)
 	if errdefs.IsNotFound(err) {
@@ -51,6 +52,7 @@ func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
 	}
 	// The caller may leave; what was begun is finished.
 	ctx = context.WithoutCancel(ctx)
+	op := operation.FromContext(ctx)
 	if sb.Broken != "" {
 		if sb, err = s.locate(sb); err != nil {
 			return nil, err
@@ -65,12 +67,14 @@ func (s *Sandboxes) stop(ctx context.Context, id string) (*Sandbox, error) {
 	if sb.Broken != "" {
 		return sb, nil
 	}
+	op.Stage("record")
 	return s.change(id, func(sb *Sandbox) { sb.Released, sb.Pid = true, 0 })
 }
 
 // release takes down everything that a sandbox is made of but its record. Each step is idempotent and is tried even if
 // another failed.
 func (s *Sandboxes) release(ctx context.Context, sb *Sandbox) error {
+	op := operation.FromContext(ctx)
 	var g errgroup.Group
 	g.Go(func() error {
 		if err := s.cfg.Monitor.Delete(ctx, sb.ID); err != nil {
@@ -94,13 +98,16 @@ func (s *Sandboxes) release(ctx context.Context, sb *Sandbox) error {
 	})
 	var detach, unpin error
 	if sb.NetNS != "" {
+		op.Stage("network")
 		if detach = errors.Join(s.cfg.Network.Detach(ctx, s.pod(sb)), faultpoint.Hit("sandbox.stop.detached")); detach != nil {
 			detach = fmt.Errorf("network: %w", detach)
 		} else if unpin = netns.Remove(sb.NetNS); unpin != nil {
 			unpin = fmt.Errorf("netns: %w", unpin)
 		}
 	}
+	op.Stage("pause and its cgroup")
 	err := errors.Join(g.Wait(), detach, unpin, faultpoint.Hit("sandbox.stop.unpinned"))
+	op.Stage("files")
 	if e := removeFiles(sb.Files); e != nil {
 		err = errors.Join(err, fmt.Errorf("files: %w", e))
 	}
@@ -176,6 +183,7 @@ func (s *Sandboxes) forget(ctx context.Context, sb *Sandbox) error {
 		return err
 	}
 	defer unlock()
+	operation.FromContext(ctx).Stage("forget")
 	if err := faultpoint.Hit("sandbox.remove.forget"); err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 // Command soak cycles pods at full speed and tells whether anything grows:
 //
-//	soak [-for 1h] [-workers 2] [-every 10s] [-samples FILE]
+//	soak [-for 1h] [-workers 2] [-every 10s] [-samples FILE] [-profiles DIR [-at 2000,20000]]
 //
 // A cycle is a pod with one container: run, create, start, an exec, stop, remove. Every few seconds the workers rest for a
 // moment, so that what is measured is what stays; what is still being cleaned up behind a call's answer counts. The
@@ -36,6 +36,9 @@ type soak struct {
 	workers int
 	samples string
 
+	profiles string  // directory of heap profiles
+	at       []int64 // after so many pods
+
 	rest   sync.RWMutex // workers hold it for a cycle
 	cycles atomic.Int64
 	taken  []float64 // cycles at each sample
@@ -44,13 +47,20 @@ type soak struct {
 
 func main() {
 	s := &soak{cgroup: fmt.Sprintf("/cri-node-%d", os.Getpid())}
-	var repo string
+	var repo, at string
 	flag.DurationVar(&s.length, "for", time.Hour, "how long")
 	flag.DurationVar(&s.every, "every", 10*time.Second, "time between two samples")
 	flag.IntVar(&s.workers, "workers", 2, "how many pods are cycled at a time")
 	flag.StringVar(&s.samples, "samples", "", "write the samples to this `file`")
+	flag.StringVar(&s.profiles, "profiles", "", "write profiles of cri-server's heap to this `directory`")
+	flag.StringVar(&at, "at", "2000,5000,10000,20000,50000,100000", "after so many pods")
 	flag.StringVar(&repo, "repo", ".", "where bin and .cache are")
 	flag.Parse()
+	var err error
+	if s.at, err = numbers(at); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
 	if err := testnode.Isolate(nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

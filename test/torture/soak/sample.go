@@ -28,6 +28,9 @@ var names = []string{
 
 // sample measures everything once.
 func (s *soak) sample(ctx context.Context) ([]float64, error) {
+	if err := s.collect(ctx); err != nil {
+		return nil, err
+	}
 	a := admin.NewClient(filepath.Join(s.node.State, "admin.sock"))
 	defer a.Close()
 	server, err := a.Process(ctx)
