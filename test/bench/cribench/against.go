@@ -47,6 +47,7 @@ func against(ctx context.Context, o options, other string) (err error) {
 	}
 	err = errors.Join(err, (&group{path: parent()}).remove())
 	compare(os.Stdout, sides)
+	compareMany(os.Stdout, sides)
 	return err
 }
 
@@ -56,6 +57,9 @@ type side struct {
 	o    options
 	d    *daemon
 	r    result
+
+	first, last map[string]*samples // pods' starts, when there were few and when there were many
+	lists       map[string]*samples
 }
 
 func round(ctx context.Context, sides []*side, pass int) (err error) {
@@ -104,6 +108,14 @@ func round(ctx context.Context, sides []*side, pass int) (err error) {
 			}
 			slices.Reverse(sides)
 		}
+	}
+	if slices.Contains(sides[0].o.phases, "grow") {
+		if err := growing(ctx, sides); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(sides[0].o.phases, "lists") {
+		return listingBoth(ctx, sides)
 	}
 	return nil
 }

@@ -130,17 +130,40 @@ func listing(ctx context.Context, d *daemon, s size, r *result) error {
 // listAll calls each list again and again. One that fails ends it, with what was measured before kept.
 func (d *daemon) listAll(ctx context.Context, want int, l *lists) error {
 	m := meter(func(call string, took time.Duration) { record(&l.Calls, call, ms(took)) })
+	for _, c := range d.listCalls(want) {
+		for range c.times {
+			if err := c.do(ctx, m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// listCall is a list that is called so many times.
+type listCall struct {
+	name  string
+	times int
+	f     func(ctx context.Context) error
+}
+
+func (c listCall) do(ctx context.Context, m meter) error {
+	return m.do(c.name, func() error {
+		ctx, cancel := context.WithTimeout(ctx, listTimeout)
+		defer cancel()
+		return c.f(ctx)
+	})
+}
+
+// listCalls are the lists of a node with so many containers.
+func (d *daemon) listCalls(want int) []listCall {
 	complete := func(n int, err error) error {
 		if err == nil && n != want {
 			err = fmt.Errorf("%d of %d listed", n, want)
 		}
 		return err
 	}
-	for _, c := range []struct {
-		name  string
-		times int
-		f     func(ctx context.Context) error
-	}{
+	return []listCall{
 		{"ListContainers", 200, func(ctx context.Context) error {
 			x, err := d.rt.ListContainers(ctx, &cri.ListContainersRequest{})
 			return complete(len(x.GetContainers()), err)
@@ -157,19 +180,7 @@ func (d *daemon) listAll(ctx context.Context, want int, l *lists) error {
 			_, err := d.rt.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
 			return err
 		}},
-	} {
-		for range c.times {
-			err := m.do(c.name, func() error {
-				ctx, cancel := context.WithTimeout(ctx, listTimeout)
-				defer cancel()
-				return c.f(ctx)
-			})
-			if err != nil {
-				return err
-			}
-		}
 	}
-	return nil
 }
 
 // parent is named as the cgroups of test nodes are, which several runs at a time leave to each other.
