@@ -127,7 +127,7 @@ func (s *Server) podMetrics(look *scrape, sb *sandbox.Sandbox, running []*runtim
 	pod := sandboxMetadata(sb)
 	if sb.NetNS != "" {
 		base := labelValues(pod, podContainer, sb.CgroupPath, "", sb.ID)
-		list, _ := network.Counters(sb.NetNS) // an error: the pod is going down
+		list, _ := network.Counters(sb.NetNS, sb.Pid) // an error: the pod is going down
 		for _, c := range list {
 			if c.Name != "lo" {
 				out.Metrics = read(look, out.Metrics, networkMetrics, base, c)

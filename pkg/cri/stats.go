@@ -188,7 +188,7 @@ func networkUsage(sb *sandbox.Sandbox, now int64) *runtimeapi.NetworkUsage {
 	if sb.NetNS == "" || sb.Network == nil {
 		return nil
 	}
-	counters, err := network.Counters(sb.NetNS)
+	counters, err := network.Counters(sb.NetNS, sb.Pid)
 	if err != nil {
 		return nil // the pod is going down
 	}
