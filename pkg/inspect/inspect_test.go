@@ -188,6 +188,7 @@ const text = `Pod default/web
            R     101       2      0       0 B    child
   run default/web/u-1/0 took 3ms
     network                     2ms at 1ms
+      address                  10µs at 2ms
 
 Container app
   id           bbb
@@ -219,7 +220,8 @@ func TestText(t *testing.T) {
 		Files:     map[string]string{"resolv.conf": "/run/x/resolv.conf", "hosts": "/run/x/hosts"},
 		Processes: []Process{{100, 1, "S", 1000, 1, 20, "/pause", []Process{{101, 2, "R", 0, 1, 0, "child", nil}}}},
 		Operations: []operation.Timeline{{}, {Key: "run default/web/u-1/0", Total: 3 * time.Millisecond,
-			Stages: []operation.Stage{{Name: "network", Start: time.Millisecond, Duration: 2 * time.Millisecond}}}},
+			Stages: []operation.Stage{{Name: "network", Start: time.Millisecond, Duration: 2 * time.Millisecond}},
+			Parts:  []operation.Stage{{Name: "address", Start: 2 * time.Millisecond, Duration: 10 * time.Microsecond}}}},
 	}
 	c := &Container{
 		ID: "bbb", Name: "app", PodID: "aaa", State: "exited", Engine: "native", Image: "nginx", ImageID: "sha256:1",

@@ -250,6 +250,11 @@ func (p *printer) operations(list []operation.Timeline) {
 		p.line(1, "%s %s %v", t.Key, state, t.Total.Round(10*time.Microsecond))
 		for _, s := range t.Stages {
 			p.line(2, "%-20s %10v at %v", s.Name, s.Duration.Round(10*time.Microsecond), s.Start.Round(10*time.Microsecond))
+			for _, part := range t.Parts {
+				if part.Start >= s.Start && part.Start < s.Start+s.Duration {
+					p.line(3, "%-18s %10v at %v", part.Name, part.Duration.Round(10*time.Microsecond), part.Start.Round(10*time.Microsecond))
+				}
+			}
 		}
 		if t.Error != "" {
 			p.line(2, "failed: %s", t.Error)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // chain is the list ready to run in process, nil where that is not possible.
@@ -49,6 +50,7 @@ func (n *CNI) addInProcess(ctx context.Context, list *confList, rt *libcni.Runti
 	if err != nil {
 		return nil, fmt.Errorf("result: %w", err)
 	}
+	defer operation.FromContext(ctx).Part("network: result")()
 	if err := n.cacheResult(list, rt, v); err != nil {
 		return nil, fmt.Errorf("cached result: %w", err)
 	}

@@ -19,6 +19,7 @@ type Op struct {
 
 	mu     sync.Mutex
 	stages []Stage
+	parts  []Stage
 	undos  []undo
 	open   bool // the last stage has not ended
 	ended  time.Duration
@@ -46,7 +47,9 @@ type Timeline struct {
 	Total   time.Duration `json:"total_ns"`
 	Running bool          `json:"running,omitempty"`
 	Stages  []Stage       `json:"stages,omitempty"`
-	Error   string        `json:"error,omitempty"`
+	// Parts are what was done within stages, some of it at the same time; ordered by their ends.
+	Parts []Stage `json:"parts,omitempty"`
+	Error string  `json:"error,omitempty"`
 }
 
 // At is the name of the last stage, "" when there is none.
@@ -89,6 +92,20 @@ func (o *Op) Stage(name string) {
 	o.open = true
 }
 
+// Part begins a part of the current stage, beside others perhaps, which ends when end is called. One that is never ended is
+// not told.
+func (o *Op) Part(name string) (end func()) {
+	if o == nil {
+		return func() {}
+	}
+	start := time.Since(o.begin)
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.parts = append(o.parts, Stage{Name: name, Start: start, Duration: time.Since(o.begin) - start})
+	}
+}
+
 // Undo puts fn on the stack of what takes back the work so far. When the operation fails, or panics, the stack is run
 // from the top, each step with a deadline and a context that outlives the operation's. name is for the error. A step must
 // be idempotent, and must not mind that what it removes is gone.
@@ -123,7 +140,7 @@ func (o *Op) Timeline() Timeline {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	t := Timeline{Key: o.key, Begin: o.begin.Round(0), Total: o.ended, Running: !o.over, Error: o.err}
-	t.Stages = append(t.Stages, o.stages...)
+	t.Stages, t.Parts = append(t.Stages, o.stages...), append(t.Parts, o.parts...)
 	if !o.over {
 		t.Total = time.Since(o.begin)
 	}

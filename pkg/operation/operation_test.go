@@ -287,9 +287,34 @@ func TestWaitAndCancel(t *testing.T) {
 	}
 }
 
+func TestParts(t *testing.T) {
+	g := quiet()
+	var line Timeline
+	_, err := Do(t.Context(), g, "k", 0, func(_ context.Context, op *Op) (int, error) {
+		op.Stage("all")
+		outer := op.Part("outer")
+		op.Part("never ended")
+		op.Part("inner")()
+		outer()
+		line = op.Timeline()
+		return 0, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(line.Stages) != 1 || len(line.Parts) != 2 || line.Parts[0].Name != "inner" || line.Parts[1].Name != "outer" {
+		t.Fatalf("%+v", line)
+	}
+	inner, outer := line.Parts[0], line.Parts[1]
+	if inner.Start < outer.Start || inner.Start+inner.Duration > outer.Start+outer.Duration || outer.Start < line.Stages[0].Start {
+		t.Errorf("%+v", line)
+	}
+}
+
 func TestNilOp(t *testing.T) {
 	op := FromContext(t.Context())
 	op.Stage("x")
+	op.Part("x")()
 	op.Undo("x", nil)
 	if s, d := op.Current(); s != "" || d != 0 || op.Key() != "" || op.Timeline().Key != "" {
 		t.Error("a nil Op must do nothing")

@@ -25,7 +25,7 @@ func full() *Sandbox {
 			HostInterface: "veth1", Network: "pods", Raw: []byte(`{}`)},
 		CgroupPath: "/pods/aa", CgroupParent: "/pods", Files: Files{Hostname: "/h"},
 		Overhead: &runtimeapi.LinuxContainerResources{CpuShares: 3}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 4},
-		Timeline: operation.Timeline{Key: "run b/a/u/0", Begin: at, Total: 7, Stages: []operation.Stage{{Name: "files"}}},
+		Timeline: operation.Timeline{Key: "run b/a/u/0", Begin: at, Total: 7, Stages: []operation.Stage{{Name: "files"}}, Parts: []operation.Stage{{Name: "hosts"}}},
 	}
 }
 

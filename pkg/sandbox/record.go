@@ -45,10 +45,12 @@ func (s *Sandboxes) save(sb *Sandbox) error {
 	if err := errors.Join(err, err1, err2); err != nil {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)
 	}
+	timeline := sb.Timeline
+	timeline.Parts = nil // they are not worth writing with each change
 	err = s.records.Put(sb.ID, record{
 		Config: config, Handler: sb.Handler, State: sb.State, Stopping: sb.Stopping, Released: sb.Released,
 		CreatedAt: sb.CreatedAt, Pid: sb.Pid, NetNS: sb.NetNS, Network: sb.Network, CgroupPath: sb.CgroupPath, CgroupParent: sb.CgroupParent,
-		Files: sb.Files, Overhead: overhead, Resources: resources, Timeline: sb.Timeline,
+		Files: sb.Files, Overhead: overhead, Resources: resources, Timeline: timeline,
 	})
 	if err != nil {
 		return fmt.Errorf("record of sandbox %s: %w", sb.ID, err)

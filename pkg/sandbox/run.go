@@ -192,6 +192,8 @@ func (s *Sandboxes) raise(ctx context.Context, op *operation.Op, sb *Sandbox) er
 
 // connect makes the network namespace, and then the pod's files and network. It closes pinned once the namespace is there.
 func (s *Sandboxes) connect(ctx context.Context, sb *Sandbox, pinned chan<- struct{}) error {
+	op := operation.FromContext(ctx)
+	end := op.Part("netns")
 	if _, err := s.netns.Create(s.cfg.NetnsDir, network.Prefix+sb.ID); err != nil {
 		return err
 	}
@@ -199,9 +201,13 @@ func (s *Sandboxes) connect(ctx context.Context, sb *Sandbox, pinned chan<- stru
 		return err
 	}
 	close(pinned)
+	end()
+	end = op.Part("files")
 	if err := s.files(sb); err != nil {
 		return err
 	}
+	end()
+	defer op.Part("network")()
 	return s.attach(ctx, sb)
 }
 
@@ -266,6 +272,8 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 	if err != nil {
 		return fmt.Errorf("pause: %w", err)
 	}
+	op := operation.FromContext(ctx)
+	end := op.Part("pause: cgroup")
 	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause}
 	if err := h.Place(ctx, s.cfg.Cgroups, sb.CgroupPath, req); err != nil {
 		return fmt.Errorf("pause: cgroup: %w", err)
@@ -274,6 +282,7 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 	if err := faultpoint.Hit("sandbox.run.cgroup"); err != nil {
 		return err
 	}
+	end()
 	if h.OCI == nil { // an OCI runtime compiles for itself
 		if sp.Linux.Seccomp != nil {
 			if req.Seccomp, err = s.cfg.Seccomp(sp.Linux.Seccomp); err != nil {
@@ -281,13 +290,18 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 			}
 		}
 	}
+	end = op.Part("pause: wait")
 	if err := awaitPinned(ctx, pinned, req); err != nil {
 		return err
 	}
+	end()
+	end = op.Part("pause: create")
 	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
 	if _, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req); err != nil {
 		return fmt.Errorf("pause: create: %w", err)
 	}
+	end()
+	defer op.Part("pause: start")()
 	if err := faultpoint.Hit("sandbox.run.created"); err != nil {
 		return err
 	}

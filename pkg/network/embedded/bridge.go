@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // bridgeConf is the plugin's own configuration.
@@ -106,6 +107,8 @@ func (p *Plugins) bridge(ctx context.Context, c Call, base *conf, stdin []byte) 
 }
 
 func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) (_ *current.Result, err error) {
+	op := operation.FromContext(ctx)
+	end := op.Part("network: veth")
 	ns, err := netns.Open(c.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
@@ -142,12 +145,16 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 	if err := portFlags(host, conf); err != nil {
 		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
 	}
+	end()
+	end = op.Part("network: address")
 	var gateways []netip.Prefix
 	if conf.IPAM.Type != "" {
 		ip, err := p.ipam(ctx, conf, c, stdin)
 		if err != nil {
 			return nil, err
 		}
+		end()
+		end = op.Part("network: layer 3")
 		r.IPs, r.Routes, r.DNS = ip.IPs, ip.Routes, ip.DNS
 		if gateways, err = p.layer3(c, conf, int(ns.Fd()), host.Attrs().ParentIndex, r); err != nil {
 			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
@@ -158,6 +165,8 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 			return nil, fmt.Errorf("bridge: %w", err)
 		}
 	}
+	end()
+	end = op.Part("network: gateway")
 	if br, host, err = p.gatewayAddrs(d, conf, br, host, gateways); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
@@ -169,6 +178,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 			return nil, err
 		}
 	}
+	end()
 	r.Interfaces[0].Mac = br.Attrs().HardwareAddr.String()
 	if dns := conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
 		r.DNS = dns
@@ -270,27 +280,6 @@ func (p *Plugins) addVeth(d *dialog, c Call, conf *bridgeConf, br netlink.Link, 
 			return v, nil, err
 		}
 	}
-}
-
-func portFlags(host netlink.Link, conf *bridgeConf) error {
-	if conf.HairpinMode || conf.PortIsolation {
-		h, err := handle()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		if conf.HairpinMode {
-			if err := h.LinkSetHairpin(host, true); err != nil {
-				return fmt.Errorf("hairpin mode: %w", err)
-			}
-		}
-		if conf.PortIsolation {
-			if err := h.LinkSetIsolated(host, true); err != nil {
-				return fmt.Errorf("port isolation: %w", err)
-			}
-		}
-	}
-	return nil
 }
 
 // layer3 gives the pod its addresses and routes, and returns the gateways' addresses, which are the bridge's. index is the

@@ -150,6 +150,27 @@ func newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Pref
 	return nil
 }
 
+func portFlags(host netlink.Link, conf *bridgeConf) error {
+	if conf.HairpinMode || conf.PortIsolation {
+		h, err := handle()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		if conf.HairpinMode {
+			if err := h.LinkSetHairpin(host, true); err != nil {
+				return fmt.Errorf("hairpin mode: %w", err)
+			}
+		}
+		if conf.PortIsolation {
+			if err := h.LinkSetIsolated(host, true); err != nil {
+				return fmt.Errorf("port isolation: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // configure brings the pod's interface up with what r says; the calling thread is in the pod's namespace.
 func configure(ifname string, conf *bridgeConf, r *current.Result) error {
 	h, err := handle()

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // against measures cri-server of another tree beside this one's: both run at once, each with a bridge of its own, and take
@@ -92,6 +94,16 @@ func round(ctx context.Context, sides []*side, pass int) (err error) {
 			slices.Reverse(sides)
 		}
 	}
+	if slices.Contains(sides[0].o.phases, "sandboxes") {
+		for range sides[0].o.size.Cycles {
+			for _, x := range sides {
+				if err := sandboxes(ctx, x.d, &x.r); err != nil {
+					return fmt.Errorf("%s: %w", x.name, err)
+				}
+			}
+			slices.Reverse(sides)
+		}
+	}
 	if slices.Contains(sides[0].o.phases, "spans") {
 		for _, x := range sides {
 			if err := spans(ctx, x.d, one, &x.r); err != nil {
@@ -118,6 +130,35 @@ func round(ctx context.Context, sides []*side, pass int) (err error) {
 		return listingBoth(ctx, sides)
 	}
 	return nil
+}
+
+// sandboxes runs, stops and removes a pod without containers.
+func sandboxes(ctx context.Context, d *daemon, r *result) error {
+	var before time.Duration
+	m := meter(func(call string, took time.Duration) {
+		now := d.group.cpu()
+		record(&r.Calls, call, ms(took))
+		record(&r.CPU, call, ms(now-before))
+		before = now
+	})
+	number := d.next()
+	defer d.group.removePod(podName(number))
+	before = d.group.cpu()
+	p, err := d.sandbox(ctx, number, m)
+	if err != nil {
+		return err
+	}
+	err = m.do("StopPodSandbox", func() error {
+		_, err := d.rt.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return m.do("RemovePodSandbox", func() error {
+		_, err := d.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
+		return err
+	})
 }
 
 // profiled saves a CPU profile of the next while; what it returns waits for its end.

@@ -36,7 +36,9 @@ func stages(s *strings.Builder, t *result) {
 	for _, name := range t.SpanOrder {
 		if strings.Contains(name, ": ") {
 			parts = append(parts, share{name, t.Spans[name].at(50)})
-			whole += t.Spans[name].at(50)
+			if !strings.Contains(name, within) {
+				whole += t.Spans[name].at(50)
+			}
 		}
 	}
 	var kept []share

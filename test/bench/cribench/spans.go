@@ -20,7 +20,11 @@ type timeline struct {
 	Key    string        `json:"key"`
 	Total  time.Duration `json:"total_ns"`
 	Stages []span        `json:"stages"`
+	Parts  []span        `json:"parts"` // of stages, some at the same time
 }
+
+// within marks the parts of stages among the names of spans: they are in their stage's time.
+const within = ": within: "
 
 // spans starts pods and notes where the time of each call went. The rest of a call is gRPC, and the way to the operation
 // and back. Of other runtimes, which tell no stages, there is nothing.
@@ -58,9 +62,12 @@ func spans(ctx context.Context, d *daemon, s size, r *result) error {
 			for _, st := range all[i].Stages {
 				record(&r.Spans, call+": "+st.Name, ms(st.Duration))
 			}
+			for _, p := range all[i].Parts {
+				record(&r.Spans, call+within+p.Name, ms(p.Duration))
+			}
 			record(&r.Spans, call+": before and after", ms(took[call]-all[i].Total))
 			record(&r.Spans, call, ms(took[call]))
-			r.SpanOrder = spanOrder(call, all[i].Stages, r.SpanOrder)
+			r.SpanOrder = spanOrder(call, all[i], r.SpanOrder)
 		}
 		if err := d.end(ctx, p, nil); err != nil {
 			return err
@@ -70,15 +77,18 @@ func spans(ctx context.Context, d *daemon, s size, r *result) error {
 }
 
 // spanOrder adds a call's rows to the order of rows, once.
-func spanOrder(call string, stages []span, order []string) []string {
+func spanOrder(call string, t timeline, order []string) []string {
 	for _, o := range order {
 		if o == call {
 			return order
 		}
 	}
 	order = append(order, call)
-	for _, st := range stages {
+	for _, st := range t.Stages {
 		order = append(order, call+": "+st.Name)
+	}
+	for _, p := range t.Parts {
+		order = append(order, call+within+p.Name)
 	}
 	return append(order, call+": before and after")
 }
