@@ -148,54 +148,57 @@ func probeMarks(root string) unpack.MarkForm {
 	return unpack.MarksNone
 }
 
-// probeOverlay mounts an overlay on nothing: a detached mount that goes with its descriptor, fsmount(2), Linux 5.2.
+// probeOverlay tries overlayfs, with the options that it may have.
 func probeOverlay(root string, form unpack.MarkForm) (Driver, error) {
 	if form == unpack.MarksNone {
 		return nil, fmt.Errorf("whiteouts can't be made in %s", root)
 	}
-	dir, err := os.MkdirTemp(root, "probe-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	d := overlay{marks: form}
+	d := overlay{marks: form, writable: []string{unsynced}}
 	if form == unpack.MarksUser {
 		d.options = []string{"userxattr"}
 	}
+	err := d.try(root)
+	if err != nil {
+		d.writable = nil
+		err = d.try(root)
+	}
+	return d, err
+}
+
+// try mounts an overlay on nothing: a detached mount that goes with its descriptor, fsmount(2), Linux 5.2.
+func (o overlay) try(root string) error {
+	dir, err := os.MkdirTemp(root, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	lower := filepath.Join(dir, "lower")
-	for _, sub := range []string{lower, filepath.Join(dir, "fs"), filepath.Join(dir, "work")} {
+	for _, sub := range []string{lower, o.upper(dir), o.workDir(dir)} {
 		if err := os.Mkdir(sub, 0o755); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("fsopen: %w", err)
+		return fmt.Errorf("fsopen: %w", err)
 	}
 	defer unix.Close(fs)
-	set := func(k, v string) {
-		if err == nil {
-			if err = unix.FsconfigSetString(fs, k, v); err != nil {
-				err = fmt.Errorf("option %s: %w", k, err)
-			}
+	for _, kv := range [][2]string{{"lowerdir", lower}, {"upperdir", o.upper(dir)}, {"workdir", o.workDir(dir)}} {
+		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
+			return fmt.Errorf("option %s: %w", kv[0], err)
 		}
 	}
-	set("lowerdir", lower)
-	set("upperdir", filepath.Join(dir, "fs"))
-	set("workdir", filepath.Join(dir, "work"))
-	if err == nil && form == unpack.MarksUser {
-		err = unix.FsconfigSetFlag(fs, "userxattr")
-	}
-	if err != nil {
-		return nil, err
+	for _, flag := range slices.Concat(o.options, o.writable) {
+		if err := unix.FsconfigSetFlag(fs, flag); err != nil {
+			return fmt.Errorf("option %s: %w", flag, err)
+		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
+		return fmt.Errorf("mount: %w", err)
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("fsmount: %w", err)
+		return fmt.Errorf("fsmount: %w", err)
 	}
-	_ = unix.Close(mnt)
-	return d, nil
+	return unix.Close(mnt)
 }
