@@ -295,22 +295,36 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 		return err
 	}
 	end()
-	end = op.Part("pause: create")
-	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
-	if _, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req); err != nil {
-		return fmt.Errorf("pause: create: %w", err)
+	end = op.Part("pause: create and start")
+	st, err := s.launch(ctx, req)
+	if err != nil {
+		return fmt.Errorf("pause: %w", err)
 	}
 	end()
-	defer op.Part("pause: start")()
-	if err := faultpoint.Hit("sandbox.run.created"); err != nil {
-		return err
-	}
-	st, err := s.cfg.Monitor.Start(ctx, sb.ID)
-	if err != nil {
-		return fmt.Errorf("pause: start: %w", err)
-	}
 	sb.Pid = st.Pid
 	return faultpoint.Hit("sandbox.run.started")
+}
+
+// launch creates and starts pause, in one call where cri-monitor can do that.
+func (s *Sandboxes) launch(ctx context.Context, req *monitor.CreateRequest) (monitor.State, error) {
+	req.Start = true
+	// To its end, whoever leaves: a request that was given up may still be on its way when Delete comes to take it back.
+	st, err := s.cfg.Monitor.Create(context.WithoutCancel(ctx), req)
+	if err != nil {
+		return st, fmt.Errorf("create: %w", err)
+	}
+	if err := faultpoint.Hit("sandbox.run.created"); err != nil {
+		return st, err
+	}
+	if st.StartError != "" {
+		return st, fmt.Errorf("start: %s: %w", st.StartError, errdefs.ErrFailedPrecondition)
+	}
+	if st.Status != monitor.Running { // an older cri-monitor, or one that died half way
+		if st, err = s.cfg.Monitor.Start(ctx, req.ID); err != nil {
+			return st, fmt.Errorf("start: %w", err)
+		}
+	}
+	return st, nil
 }
 
 // awaitPinned waits for the network namespace. While there is none, pause's cgroup can as well be made to its end.

@@ -43,7 +43,7 @@ type OCIRuntime struct {
 	Args []string `json:"args,omitempty"` // further global arguments, such as --systemd-cgroup
 }
 
-// CreateRequest creates one container, in the state "created": built, its program not yet running.
+// CreateRequest creates one container, in the state "created": built, its program not yet running; or, with Start, running.
 type CreateRequest struct {
 	ID      string         `json:"id"`
 	Spec    *specs.Spec    `json:"spec"`
@@ -51,6 +51,10 @@ type CreateRequest struct {
 	Seccomp []byte         `json:"seccomp,omitempty"` // compiled filter, see engine.Config
 	Cgroup  *engine.Cgroup `json:"cgroup,omitempty"`  // nil with OCI
 	OCI     *OCIRuntime    `json:"oci,omitempty"`     // nil: the native engine
+
+	// Start lets its program run at once, for one that nobody has anything to do with before. The State tells: it is created
+	// where cri-monitor does not know of it, and has a StartError where the program could not be executed.
+	Start bool `json:"start,omitempty"`
 
 	// FinishCgroup, where it is not nil, makes what is still missing of Cgroup, see engine.Config. Create of the client calls
 	// it once, at the latest before cri-monitor puts a process there, unless it fails before; its error is Create's.

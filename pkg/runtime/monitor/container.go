@@ -88,6 +88,11 @@ func (c *container) start(ctx context.Context) (State, error) {
 		return State{}, err
 	}
 	defer c.unlock()
+	return c.run(ctx)
+}
+
+// run is start with op held.
+func (c *container) run(ctx context.Context) (State, error) {
 	if st := c.state.Load(); st.Status != Created {
 		if st.StartError != "" { // whoever asks again must not take this for the reason
 			return State{}, fmt.Errorf("container %s is %s: %s: %w", c.id, st.Status, st.StartError, errdefs.ErrFailedPrecondition)

@@ -37,6 +37,12 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 		s.forget(c)
 		return State{}, fmt.Errorf("create container %s: %w", req.ID, err)
 	}
+	if req.Start { // an error of it is not one of the create
+		if _, err := c.run(ctx); err != nil {
+			s.log.Debug("created, and not started", "container", req.ID, "err", err)
+		}
+		st = *c.state.Load()
+	}
 	return st, nil
 }
 
