@@ -34,10 +34,29 @@ type conn struct {
 	over bool
 	gate *readGate
 
-	// What follows belongs to the two goroutines, and to the server while it is frozen.
+	// What follows belongs to the one that answers, and to the server while it is frozen; todo to both, see push.
 	greeted bool
-	todo    []*frame // read, not handled
-	task    task     // what is under way, nil: nothing
+	task    task // what is under way, nil: nothing
+
+	queue sync.Mutex
+	todo  []*frame // read when a freeze began, not handled: they come before any other
+}
+
+// push keeps a frame for after a freeze.
+func (c *conn) push(f *frame) {
+	c.queue.Lock()
+	defer c.queue.Unlock()
+	c.todo = append(c.todo, f)
+}
+
+// pop returns the first frame that was read before a freeze, nil if there is none.
+func (c *conn) pop() (f *frame) {
+	c.queue.Lock()
+	defer c.queue.Unlock()
+	if len(c.todo) > 0 {
+		f, c.todo = c.todo[0], c.todo[1:]
+	}
+	return f
 }
 
 // task is something that a request has begun and that goes on after it.
@@ -88,7 +107,7 @@ func (c *conn) read(gate *readGate) {
 			f.closeFiles()
 			return
 		case <-gate.frozen:
-			c.todo = append(c.todo, f)
+			c.push(f)
 			return
 		}
 	}
@@ -127,10 +146,8 @@ func (c *conn) next(frozen <-chan struct{}) error {
 		return errFrozen
 	default:
 	}
-	var f *frame
-	if len(c.todo) > 0 {
-		f, c.todo = c.todo[0], c.todo[1:]
-	} else {
+	f := c.pop()
+	if f == nil {
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()

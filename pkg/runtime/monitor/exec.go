@@ -269,6 +269,13 @@ type execTask struct {
 // run reports the exit, and kills the session when the client asks for it or leaves.
 func (t *execTask) run(c *conn) error {
 	for {
+		// What the client had sent when a freeze began, its release even: the next request must not be taken for it.
+		if g := c.pop(); g != nil {
+			if over, err := t.handle(c, g); over || err != nil {
+				return err
+			}
+			continue
+		}
 		ended := t.x.proc.Child().Done()
 		if t.told {
 			ended = nil
@@ -279,12 +286,8 @@ func (t *execTask) run(c *conn) error {
 				return err
 			}
 		case g := <-c.frames:
-			g.closeFiles()
-			switch {
-			case g.kind == kindExecKill:
-				t.x.kill()
-			case g.kind == kindRelease && t.told:
-				return nil
+			if over, err := t.handle(c, g); over || err != nil {
+				return err
 			}
 		case <-c.ctx.Done():
 			t.x.kill()
@@ -294,6 +297,20 @@ func (t *execTask) run(c *conn) error {
 			return errFrozen
 		}
 	}
+}
+
+// handle takes what the client sends while the session is there. A release that comes too early is passed over.
+func (t *execTask) handle(c *conn, g *frame) (over bool, err error) {
+	g.closeFiles()
+	switch g.kind {
+	case kindExecKill:
+		t.x.kill()
+	case kindRelease:
+		return t.told, nil
+	default: // else nobody would ever answer
+		return false, c.fail(g.id, fmt.Errorf("request of kind %d on an exec's connection: %w", g.kind, errdefs.ErrFailedPrecondition))
+	}
+	return false, nil
 }
 
 // tell reports the exit, and then takes the session's cgroup away, for which the client need not wait.

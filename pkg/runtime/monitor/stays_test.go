@@ -1,10 +1,14 @@
 package monitor
 
 import (
+	"context"
 	"os"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // TestStays: the connection of an exec that was released serves the next calls, that of any other is closed.
@@ -84,6 +88,61 @@ func TestReleasedTooSoon(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := n.State(t.Context(), "c"); err != nil { // else unheard, for minutes
+		t.Error(err)
+	}
+}
+
+// TestReleaseInAFreeze: a release that was read when a freeze began, for an upgrade, is what ends the exec after it; the next
+// exec on this connection is not taken for it.
+func TestReleaseInAFreeze(t *testing.T) {
+	n := newNode(t)
+	n.s.cfg.Reaper = theReaper()
+	n.run(n.request("c", `sleep 1000`))
+	exec := func() *Exec {
+		ctx, cancel := context.WithTimeout(t.Context(), testns.Patience(20*time.Second))
+		defer cancel()
+		n.stocked.Wait()
+		x, err := n.Exec(ctx, &ExecRequest{ID: "c", Process: &specs.Process{Args: []string{"true"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, err := x.Wait(ctx); code != 0 || err != nil {
+			t.Fatalf("exec: %d, %v", code, err)
+		}
+		return x
+	}
+	for range 3 {
+		x := exec()
+		thaw, err := n.s.freeze(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := 0
+		for _, c := range n.s.connections() {
+			if e, ok := c.task.(*execTask); ok && e.told {
+				c.push(&frame{kind: kindRelease, id: 2})
+				held++
+			}
+		}
+		thaw()
+		if held != 1 {
+			t.Fatalf("%d execs", held)
+		}
+		x.released = true // instead of Release
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+		n.stocked.Wait()
+		n.Client.mu.Lock()
+		last := n.idle[len(n.idle)-1]
+		n.Client.mu.Unlock()
+		if last != x.s.uc {
+			t.Fatal("the connection was not kept")
+		}
+	}
+	x := exec()
+	x.Release()
+	if err := x.Close(); err != nil {
 		t.Error(err)
 	}
 }
