@@ -253,7 +253,8 @@ func (t *torture) strays(s *truth) (wrong []string) {
 			if err != nil {
 				return nil //nolint:nilerr // it has just gone
 			}
-			if strings.HasSuffix(path, "/layers") || strings.HasSuffix(path, "/blobs") || filepath.Base(filepath.Dir(path)) == "snapshots" {
+			// Of images: layers, blobs, and mount points that containers have in common.
+			if strings.HasSuffix(path, "/layers") || strings.HasSuffix(path, "/blobs") || strings.HasSuffix(path, "/images/targets") || filepath.Base(filepath.Dir(path)) == "snapshots" {
 				return filepath.SkipDir
 			}
 			if id := longID.FindString(d.Name()); id != "" && s.pods[id] == nil && s.containers[id] == nil {
