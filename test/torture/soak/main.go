@@ -3,7 +3,8 @@
 //	soak [-for 1h] [-workers 2] [-every 10s] [-samples FILE] [-profiles DIR [-at 2000,20000]]
 //
 // A cycle is a pod with one container: run, create, start, an exec, stop, remove. Every few seconds the workers rest for a
-// moment, so that what is measured is what stays; what is still being cleaned up behind a call's answer counts. The
+// moment, so that what is measured is what stays; what is still being cleaned up behind a call's answer counts, but for network
+// interfaces that the kernel is about to remove (see settle). cri-server's garbage is collected before its heap is measured. The
 // first sixth of the run is left out: caches and the Go heap find their size there. The page shows for each measure the slope per
 // 1 000 pods with its 95 % confidence interval.
 package main

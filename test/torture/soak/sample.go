@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,23 +20,29 @@ import (
 )
 
 // names are what is measured, in the order of the page. The resident set is split: pages of the program come in as its code
-// is first used, which is no growth; cri-monitor's are shared memory, since it runs from a memfd.
+// is first used, which is no growth; cri-monitor's are shared memory, since it runs from a memfd. Of cri-server's memory of its
+// own the heap's live part, its free one, stacks and tables of the Go runtime are most. The heap at work is what its last own
+// collection found in use: what was under way then, and what was allocated while it ran, count there.
 var names = []string{
-	"cri-server memory of its own, KiB", "cri-server program pages, KiB", "cri-server live heap, KiB", "cri-server goroutines", "cri-server threads", "cri-server descriptors",
+	"cri-server memory of its own, KiB", "cri-server program pages, KiB", "cri-server live heap, KiB", "cri-server objects in the heap",
+	"cri-server heap at work, KiB", "cri-server free parts of the heap, KiB", "cri-server stacks, KiB", "cri-server tables of the Go runtime, KiB",
+	"cri-server goroutines", "cri-server threads", "cri-server descriptors",
 	"cri-monitor memory of its own, KiB", "cri-monitor program pages, KiB", "cri-monitor live heap, KiB", "cri-monitor goroutines", "cri-monitor threads", "cri-monitor descriptors",
 	"inodes below root", "inodes below the state directory", "network namespaces", "veth interfaces", "mounts", "cgroups", "processes",
 }
 
 // sample measures everything once.
 func (s *soak) sample(ctx context.Context) ([]float64, error) {
-	if err := s.collect(ctx); err != nil {
-		return nil, err
-	}
+	s.settle(ctx)
 	a := admin.NewClient(filepath.Join(s.node.State, "admin.sock"))
 	defer a.Close()
 	server, err := a.Process(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cri-server: %w", err)
+	}
+	heap, err := s.collect(ctx)
+	if err != nil {
+		return nil, err
 	}
 	c, err := monitor.Dial(ctx, filepath.Join(s.node.State, "monitor", "monitor.sock"))
 	if err != nil {
@@ -50,7 +57,9 @@ func (s *soak) sample(ctx context.Context) ([]float64, error) {
 	pins, _ := filepath.Glob("/run/netns/*")
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	return []float64{
-		status(pid, "RssAnon"), status(pid, "RssFile"), float64(server.HeapLive) / 1024, float64(server.Goroutines), status(pid, "Threads"), descriptors(pid),
+		status(pid, "RssAnon"), status(pid, "RssFile"), heap.kib("HeapAlloc"), heap["HeapObjects"],
+		float64(server.HeapLive) / 1024, heap.kib("HeapSys") - heap.kib("HeapReleased", "HeapAlloc"), heap.kib("Stack"), heap.kib("MSpan", "MCache", "BuckHashSys", "GCSys", "OtherSys"),
+		float64(server.Goroutines), status(pid, "Threads"), descriptors(pid),
 		status(v.Pid, "RssAnon"), status(v.Pid, "RssFile") + status(v.Pid, "RssShmem"), float64(v.HeapLive) / 1024, float64(v.Goroutines), status(v.Pid, "Threads"), descriptors(v.Pid),
 		inodes(filepath.Join(s.node.Dir, "root")), inodes(s.node.State), float64(len(pins)), veths(), float64(strings.Count(string(mounts), "\n")),
 		s.cgroups(), float64(len(testnode.Descendants(os.Getppid()))),
@@ -93,6 +102,15 @@ func inodes(dir string) float64 {
 		return nil
 	})
 	return n
+}
+
+// settle waits, for a limited time, until the kernel has taken down the interfaces of the pods that were removed: it does so
+// behind the removal of their network namespaces, of one after the other for the whole machine. All pods are removed while the
+// workers rest.
+func (s *soak) settle(ctx context.Context) {
+	for began := time.Now(); veths() > 0 && time.Since(began) < 10*time.Second && ctx.Err() == nil; {
+		time.Sleep(20 * time.Millisecond) // nobody tells of it
+	}
 }
 
 func veths() (n float64) {

@@ -3,9 +3,14 @@
 // longest write(2) and compares the log with what was written, byte by byte.
 //
 //	stall [-for 5m] [-rate 20] [-server 1s] [-monitor 5s] [-unit=false]
+//	stall -upgrades 1000 [-rate 50] [-unit=false]
 //
 // With -unit cri-monitor is started, and started again, as systemd does it for a unit with a descriptor store, so that
 // both may die at once. Without, cri-server starts it, and the kills of cri-monitor wait until cri-server is up.
+//
+// With -upgrades nothing is killed: cri-monitor is upgraded in place so many times, one upgrade up to 50 ms after the other, while
+// exec sessions and an attachment send lines and get them back, execs run, and pods come and go besides the writer. Any error of any
+// of them ends the run.
 package main
 
 import (
@@ -32,6 +37,7 @@ type options struct {
 	length, server, monitor time.Duration
 	rate                    float64 // MB/s
 	unit                    bool
+	upgrades                int
 	write, out              string
 }
 
@@ -42,8 +48,12 @@ func main() {
 	flag.DurationVar(&o.monitor, "monitor", 5*time.Second, "time between two kills of cri-monitor; 0: none")
 	flag.Float64Var(&o.rate, "rate", 20, "MB/s that the container writes")
 	flag.BoolVar(&o.unit, "unit", true, "run cri-monitor as a unit with a descriptor store")
+	flag.IntVar(&o.upgrades, "upgrades", 0, "upgrade cri-monitor so often, instead of killing anything; the container writes until then")
 	flag.StringVar(&o.write, "write", "", "be the program in the container, and tell in this `file` what was written")
 	flag.Parse()
+	if o.upgrades > 0 {
+		o.length = 24 * time.Hour
+	}
 	if o.write != "" {
 		if err := write(&o); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -100,6 +110,9 @@ func run(o *options) (err error) {
 	if err != nil {
 		return err
 	}
+	if o.upgrades > 0 {
+		return upgrade(ctx, n, o, w)
+	}
 	k := &killer{n: n, o: o, u: u}
 	kerr := k.run(ctx, w)
 	if err := w.finish(ctx, n); err != nil {
@@ -108,6 +121,17 @@ func run(o *options) (err error) {
 	fmt.Printf("%d kills of cri-server, %d of cri-monitor\n", k.servers, k.monitors)
 	k.absent(w.id)
 	return errors.Join(kerr, w.report())
+}
+
+func upgrade(ctx context.Context, n *testnode.Node, o *options, w *writer) error {
+	began := time.Now()
+	uerr := (&upgrader{n: n, o: o}).run(ctx, w)
+	took := time.Since(began)
+	if err := w.finish(ctx, n); err != nil {
+		return errors.Join(uerr, err)
+	}
+	fmt.Printf("%.1f MB/s\n", float64(w.lines*lineSize)/1e6/took.Seconds())
+	return errors.Join(uerr, w.report())
 }
 
 // killer kills in turn until the writer has ended.

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestStall is a short run, with cri-monitor as a unit and without.
+// TestStall are short runs, with cri-monitor as a unit and without, and with upgrades instead of kills.
 func TestStall(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -29,6 +29,7 @@ func TestStall(t *testing.T) {
 	for _, args := range [][]string{
 		{"-for", "6s", "-server", "500ms", "-monitor", "1300ms"},
 		{"-for", "4s", "-server", "0", "-monitor", "300ms", "-unit=false"},
+		{"-upgrades", "40", "-rate", "10"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			c := exec.Command(program, args...)

@@ -97,6 +97,9 @@ func write(o *options) error {
 		if took > 10*time.Millisecond {
 			w.Stalls = append(w.Stalls, took)
 		}
+		if _, err := os.Stat(o.write + ".stop"); err == nil {
+			break
+		}
 	}
 	w.Pipe, _ = unix.FcntlInt(1, unix.F_GETPIPE_SZ, 0)
 	b, err := json.Marshal(w)
