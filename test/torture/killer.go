@@ -26,6 +26,19 @@ const (
 	emptyEvery = 120
 )
 
+// shares are how many of 100 rounds do what; the rest kill cri-server once.
+type shares struct {
+	monitor, monitorAt, upgrade, both, serverAt, starting int
+	// most is how often the server is killed at most while it comes up.
+	most int
+}
+
+// usual is what a run does; dense kills more often, the server while it comes up above all.
+var (
+	usual = shares{monitor: 10, monitorAt: 3, upgrade: 3, both: 8, serverAt: 16, starting: 14, most: 6}
+	dense = shares{monitor: 18, monitorAt: 4, upgrade: 3, both: 10, serverAt: 15, starting: 35, most: 10}
+)
+
 // environ is what the programs of the node get for their fault points.
 func (t *torture) environ() []string {
 	if t.faults == "" {
@@ -40,47 +53,66 @@ func (t *torture) kill(ctx context.Context) error {
 		if t.o.kills > 0 && t.tally.servers.Load() >= int64(t.o.kills) || time.Since(t.began) > t.o.length {
 			return nil
 		}
+		began := time.Now()
 		for t.oldest() > stuckTime/6 && ctx.Err() == nil { // a call is owed some time
 			sleep(ctx, 20*time.Millisecond)
 		}
+		t.tally.owed.Add(int64(time.Since(began)))
 		if err := t.round(ctx); err != nil {
 			return err
 		}
-		if err := t.checkLists(ctx); err != nil {
+		began = time.Now()
+		if err := t.check(ctx, round); err != nil {
 			return err
 		}
-		if round%fullEvery == 0 {
-			if err := t.checkAll(ctx); err != nil {
-				return err
-			}
+		t.tally.checking.Add(int64(time.Since(began)))
+	}
+	return nil
+}
+
+// check compares, after each round the lists only.
+func (t *torture) check(ctx context.Context, round int) error {
+	if err := t.checkLists(ctx); err != nil {
+		return err
+	}
+	if round%fullEvery == 0 {
+		if err := t.checkAll(ctx); err != nil {
+			return err
 		}
-		if round%emptyEvery == 0 {
-			if err := t.checkEmpty(ctx); err != nil {
-				return err
-			}
-		}
+	}
+	if round%emptyEvery == 0 {
+		return t.checkEmpty(ctx)
 	}
 	return nil
 }
 
 // round does one thing to the programs; when it returns the server is ready.
 func (t *torture) round(ctx context.Context) error {
+	share := usual
+	if t.o.dense {
+		share = dense
+	}
 	n := t.killer.IntN(100)
+	below := func(part int) bool { n -= part; return n < 0 }
 	switch {
-	case n < 10:
+	case below(share.monitor):
 		return t.killMonitor(ctx)
-	case n < 13 && t.faults != "":
+	case below(share.monitorAt) && t.faults != "":
 		return t.killMonitorAt(ctx)
-	case n < 16:
+	case n < 0: // there are no fault points
 		return t.upgrade(ctx)
-	case n < 24 && t.unit != nil:
+	case below(share.upgrade):
+		return t.upgrade(ctx)
+	case below(share.both) && t.unit != nil:
 		return t.killBoth(ctx)
-	case n < 40 && t.faults != "":
-		return t.killServerAt(ctx)
-	case n >= 60 && n < 85 && t.faults != "" && t.o.errors:
+	case n < 0 || below(share.serverAt):
+		if t.faults != "" {
+			return t.killServerAt(ctx)
+		}
+	case below(share.starting):
+		return t.killStarting(ctx, share.most)
+	case below(25) && t.faults != "" && t.o.errors:
 		return t.inject(ctx)
-	case n < 60 && n >= 46:
-		return t.killStarting(ctx)
 	}
 	sleep(ctx, t.moment(200*time.Millisecond))
 	return t.restart(ctx)
@@ -126,13 +158,13 @@ func (t *torture) start(ctx context.Context) error {
 	return err
 }
 
-// killStarting kills the server as usual, and then some that have not come up yet.
-func (t *torture) killStarting(ctx context.Context) error {
+// killStarting kills the server as usual, and then up to most that have not come up yet.
+func (t *torture) killStarting(ctx context.Context, most int) error {
 	sleep(ctx, t.moment(200*time.Millisecond))
 	if err := t.killServer(); err != nil {
 		return err
 	}
-	for range 1 + t.killer.IntN(6) {
+	for range 1 + t.killer.IntN(most) {
 		if err := t.node.LaunchServer(); err != nil {
 			return err
 		}

@@ -1,7 +1,7 @@
 // Command torture runs pods on a test node while their runtime is killed again and again, and compares what cri-server
 // says with what is there:
 //
-//	torture [-seed N] [-for 10m] [-kills N] [-workers 4] [-unit] [-faults] [-errors] [-handlers runc,crun]
+//	torture [-seed N] [-for 10m] [-kills N] [-workers 4] [-unit] [-faults] [-errors] [-dense] [-handlers runc,crun]
 //
 // Workers make, use and remove pods at random and repeat each call until it is acknowledged; what was acknowledged is the
 // model. Each container writes two numbered streams (package stream) and ends with a status that is known in advance. A
@@ -42,6 +42,7 @@ type options struct {
 	workers      int
 	unit, errors bool
 	faults       bool
+	dense        bool
 	repo, keep   string
 	result       string
 	points       string
@@ -58,6 +59,7 @@ func main() {
 	flag.BoolVar(&o.unit, "unit", false, "run cri-monitor as a unit with a descriptor store")
 	flag.BoolVar(&o.faults, "faults", false, "use the programs that have fault points (make faults), and have them die there too")
 	flag.BoolVar(&o.errors, "errors", false, "let fault points return errors too")
+	flag.BoolVar(&o.dense, "dense", false, "kill more often: cri-server while it comes up, and cri-monitor")
 	flag.StringVar(&o.repo, "repo", ".", "where bin and .cache are")
 	flag.StringVar(&o.keep, "keep", os.TempDir(), "where a failed run's files are kept")
 	flag.StringVar(&o.writer, "writer", "bin/writer", "the `program` for the containers (test/torture/writer)")

@@ -21,7 +21,8 @@ type tally struct {
 	users, oci, sessions, cut, attached, attachedBytes           atomic.Int64
 	servers, starting, monitors, both, upgrades, fired, injected atomic.Int64
 	lines, bytes, codes, lists, checks, empty, longest           atomic.Int64
-	points                                                       sync.Map // fault points at which a program was killed
+	owed, checking                                               atomic.Int64 // ns in which nothing was killed: a call was late; a check
+	points                                                       sync.Map     // fault points at which a program was killed
 }
 
 func (t *tally) figures() map[string]any {
@@ -36,6 +37,7 @@ func (t *tally) figures() map[string]any {
 		"server_kills_starting": t.starting.Load(), "monitor_kills": t.monitors.Load(), "both_at_once": t.both.Load(),
 		"upgrades": t.upgrades.Load(), "kills_at_points": t.fired.Load(), "points": points, "errors_injected": t.injected.Load(),
 		"log_lines": t.lines.Load(), "log_bytes": t.bytes.Load(), "exit_codes": t.codes.Load(), "list_checks": t.lists.Load(),
+		"seconds_for_late_calls": t.owed.Load() / 1e9, "seconds_of_checks": t.checking.Load() / 1e9,
 		"full_checks": t.checks.Load(), "empty_checks": t.empty.Load(), "longest_write_ms": float64(t.longest.Load()/1e4) / 100,
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,7 +56,27 @@ func (u *upgrader) run(ctx context.Context, w *writer) (err error) {
 	n := len(u.took)
 	fmt.Printf("%d upgrades of cri-monitor %d in %v: shortest %v, median %v, 99 in 100 within %v, longest %v\n", n, u.pid, time.Since(began).Round(time.Second),
 		round(u.took[0]), round(u.took[n/2]), round(u.took[n*99/100]), round(u.took[n-1]))
+	u.pauses()
 	return l.report()
+}
+
+// pauses prints for how long all stood still, as cri-monitor itself has logged it: from the freeze to where the next program
+// goes on.
+func (u *upgrader) pauses() {
+	b, _ := os.ReadFile(filepath.Join(u.n.State, "monitor", "monitor.log"))
+	var all []time.Duration
+	for line := range strings.Lines(string(b)) {
+		if _, took, ok := strings.Cut(line, " msg=upgraded "); ok {
+			_, took, _ = strings.Cut(strings.TrimSpace(took), "took=")
+			if d, err := time.ParseDuration(took); err == nil {
+				all = append(all, d)
+			}
+		}
+	}
+	if n := len(all); n > 0 {
+		slices.Sort(all)
+		fmt.Printf("all stood still for: shortest %v, median %v, 99 in 100 within %v, longest %v\n", round(all[0]), round(all[n/2]), round(all[n*99/100]), round(all[n-1]))
+	}
 }
 
 func round(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
