@@ -217,6 +217,11 @@ func configure(ifname string, conf *bridgeConf, r *current.Result) error {
 			gw6 = ip.Gateway
 		}
 	}
+	if !v6 && len(r.IPs) > 0 {
+		if err := silence(l.Attrs().Index); err != nil {
+			return fmt.Errorf("%s: %w", ifname, err)
+		}
+	}
 	if err := h.LinkSetUp(l); err != nil {
 		return fmt.Errorf("%s up: %w", ifname, err)
 	}

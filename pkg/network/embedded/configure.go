@@ -54,7 +54,7 @@ func configureByIndex(fd int, ifname string, index int, r *current.Result) error
 		return err
 	}
 	defer d.close()
-	reqs, what := []*nl.NetlinkRequest{notifyRequest(index)}, []string{"arp_notify of " + ifname}
+	reqs, what := []*nl.NetlinkRequest{silentRequest(index), notifyRequest(index)}, []string{"", "arp_notify of " + ifname}
 	add := func(req *nl.NetlinkRequest, of string) { reqs, what = append(reqs, req), append(what, of) }
 	var gw net.IP
 	for _, ip := range r.IPs {
@@ -63,11 +63,7 @@ func configureByIndex(fd int, ifname string, index int, r *current.Result) error
 			gw = ip.Gateway.To4()
 		}
 	}
-	up := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
-	up.AddData(msg)
-	add(up, ifname+" up")
+	add(changeRequest(index, unix.IFF_UP, unix.IFF_UP), ifname+" up")
 	for _, route := range r.Routes {
 		via := route.GW.To4()
 		if via == nil {
@@ -81,20 +77,36 @@ func configureByIndex(fd int, ifname string, index int, r *current.Result) error
 		return err
 	}
 	for i, a := range answers {
-		if a.err != nil {
+		if a.err != nil && what[i] != "" {
 			return fmt.Errorf("%s: %w", what[i], a.err)
 		}
 	}
 	return nil
 }
 
+// silentRequest keeps the interface of a pod that has IPv4 alone from making itself a link-local address when it comes up. With
+// it the pod would ask for a router, again and again, and report the multicast group of its address: frames that the bridge copies
+// to each of its ports, most of them with the lock of all network changes held. On a node of 500 pods that is a millisecond of
+// each start in which no other pod's network can be made. Nothing depends on it: without IPv6 it is refused.
+func silentRequest(index int) *nl.NetlinkRequest { return addressless(changeRequest(index, 0, 0)) }
+
+// silence does what silentRequest tells, in the namespace of the calling thread.
+func silence(index int) error {
+	d, err := dial()
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	req := silentRequest(index)
+	req.Flags |= unix.NLM_F_ACK
+	_, err = d.do(req)
+	return err
+}
+
 // notifyRequest sets the sysctl net.ipv4.conf.IFACE.arp_notify: IFLA_INET_CONF, Linux 2.6.38.
 func notifyRequest(index int) *nl.NetlinkRequest {
 	const inetConf, arpNotify = 1, 22 // IFLA_INET_CONF, IPV4_DEVCONF_ARP_NOTIFY
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
+	req := changeRequest(index, 0, 0)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil).AddRtAttr(arpNotify, nl.Uint32Attr(1))
 	req.AddData(spec)

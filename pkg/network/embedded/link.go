@@ -89,10 +89,11 @@ func (v veth) set(flags uint32) *nl.NetlinkRequest {
 
 func (v veth) up() *nl.NetlinkRequest { return v.set(unix.IFF_UP) }
 
-// addressless sets addr_gen_mode to none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17.
-func (v veth) addressless() *nl.NetlinkRequest {
+func (v veth) addressless() *nl.NetlinkRequest { return addressless(v.set(0)) }
+
+// addressless adds to a RTM_SETLINK that addr_gen_mode is none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17. Without IPv6 it is refused.
+func addressless(req *nl.NetlinkRequest) *nl.NetlinkRequest {
 	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
-	req := v.set(0)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(addrGenMode, []byte{none})
 	req.AddData(spec)

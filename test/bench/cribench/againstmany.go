@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// growing starts pods by turns, and leaves them: half as many of each side as in a run of one, so that the machine has as many.
+// growing starts pods by turns, and leaves them: as many of each side as in a run of one, so that the machine has twice as many.
 // The first and the last of them are told apart.
 func growing(ctx context.Context, sides []*side) error {
 	sides = slices.Clone(sides)
-	n := slices.Max(sides[0].o.size.Grow) / 2
+	n := slices.Max(sides[0].o.size.Grow)
 	for i := range n {
 		for _, x := range sides {
 			number, before := x.d.next(), x.d.group.cpu()
