@@ -63,8 +63,10 @@ type Driver interface {
 	// Stats reads the cgroup's files. ErrNotFound when it is gone.
 	Stats(path string) (*Stats, error)
 	// Usage is the part of Stats that the CRI tells of each container and pod, and reads no more: CPU.Usage; of Memory Usage,
-	// WorkingSet, RSS, InactiveFile, Available, Limit and the page faults; Swap; Pids.Current; all pressures.
+	// WorkingSet, RSS, InactiveFile, Available, Limit and the page faults; Swap; all pressures.
 	Usage(path string) (*Stats, error)
+	// Tasks is how many tasks, the threads of processes, there are in the cgroup and below it: Stats' Pids.Current.
+	Tasks(path string) (uint64, error)
 
 	// Pids lists the processes in the cgroup and below it; none when it is gone.
 	Pids(path string) ([]int, error)

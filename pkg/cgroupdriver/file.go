@@ -157,13 +157,17 @@ func tree(dir string) ([]string, error) {
 
 // number reads a file that holds one; "max" is ok=false.
 func number(dir, file string) (n uint64, ok bool, err error) {
-	s, err := read(dir, file)
-	if err != nil || s == "max" {
-		return 0, false, err
+	var wrong error
+	err = withFile(dir, file, func(b []byte) {
+		if b = bytes.TrimRight(b, "\n"); string(b) == "max" {
+			return
+		}
+		if n, wrong = strconv.ParseUint(string(b), 10, 64); wrong == nil {
+			ok = true
+		}
+	})
+	if wrong != nil {
+		return 0, false, fmt.Errorf("%s/%s: %w", dir, file, wrong)
 	}
-	n, err = strconv.ParseUint(s, 10, 64)
-	if err != nil {
-		return 0, false, fmt.Errorf("%s/%s: %w", dir, file, err)
-	}
-	return n, true, nil
+	return n, ok, err
 }

@@ -40,6 +40,7 @@ func (f *fixture) Update(ctx context.Context, p string, r *specs.LinuxResources)
 }
 func (f *fixture) Stats(p string) (*Stats, error)             { return f.under.Stats(p) }
 func (f *fixture) Usage(p string) (*Stats, error)             { return f.under.Usage(p) }
+func (f *fixture) Tasks(p string) (uint64, error)             { return f.under.Tasks(p) }
 func (f *fixture) Kill(ctx context.Context, p string) error   { return f.under.Kill(ctx, p) }
 func (f *fixture) Delete(ctx context.Context, p string) error { return f.under.Delete(ctx, p) }
 

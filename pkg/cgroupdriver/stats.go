@@ -1,6 +1,7 @@
 package cgroupdriver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,16 +66,17 @@ func pressures(cg *engine.Cgroup, s *Stats) error {
 			}
 		}},
 	} {
-		text, err := read(cg.Unified, p.file)
+		var psi *PSI
+		var wrong error
+		err := withFile(cg.Unified, p.file, func(b []byte) { psi, wrong = parsePSI(b) })
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) { // no PSI, or psi=0 at boot
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		psi, err := parsePSI(text)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.file, err)
+		if wrong != nil {
+			return fmt.Errorf("%s: %w", p.file, wrong)
 		}
 		p.to(psi)
 	}
@@ -82,31 +84,30 @@ func pressures(cg *engine.Cgroup, s *Stats) error {
 }
 
 // parsePSI reads "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and the like for full; totals are µs.
-func parsePSI(text string) (*PSI, error) {
+func parsePSI(text []byte) (*PSI, error) {
 	p := &PSI{}
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
+	for line := range bytes.Lines(text) {
+		kind, rest, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
 		l := &p.Some
-		if f[0] == "full" {
+		if string(kind) == "full" {
 			l = &p.Full
-		} else if f[0] != "some" {
+		} else if string(kind) != "some" {
 			continue
 		}
-		for _, kv := range f[1:] {
-			k, v, _ := strings.Cut(kv, "=")
+		for len(rest) > 0 {
+			var kv []byte
+			kv, rest, _ = bytes.Cut(rest, []byte{' '})
+			k, v, _ := bytes.Cut(kv, []byte{'='})
 			var err error
-			switch k {
+			switch string(k) {
 			case "avg10":
-				l.Avg10, err = strconv.ParseFloat(v, 64)
+				l.Avg10, err = strconv.ParseFloat(string(v), 64)
 			case "avg60":
-				l.Avg60, err = strconv.ParseFloat(v, 64)
+				l.Avg60, err = strconv.ParseFloat(string(v), 64)
 			case "avg300":
-				l.Avg300, err = strconv.ParseFloat(v, 64)
+				l.Avg300, err = strconv.ParseFloat(string(v), 64)
 			case "total":
-				l.Total, err = strconv.ParseUint(v, 10, 64)
+				l.Total, err = strconv.ParseUint(string(v), 10, 64)
 				l.Total *= 1000
 			}
 			if err != nil {

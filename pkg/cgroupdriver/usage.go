@@ -40,11 +40,43 @@ func (d *systemd) Usage(p string) (*Stats, error) {
 	if slice, err := slicePath(p); err == nil {
 		p = slice
 	}
-	s, err := d.cgroupfs.Usage(p)
-	if _, _, ok := scopeOf(p); ok && err == nil && d.v2 && s.Pids != nil {
-		s.Pids.Current -= min(s.Pids.Current, 1) // the placeholder
+	return d.cgroupfs.Usage(p)
+}
+
+// Tasks implements Driver.
+func (d *cgroupfs) Tasks(path string) (uint64, error) {
+	path, err := clean(path)
+	if err != nil {
+		return 0, err
 	}
-	return s, err
+	dir := d.unified
+	if !d.v2 {
+		h, ok := d.hierarchy["pids"]
+		if !ok {
+			return 0, fmt.Errorf("tasks of cgroup %s: the pids controller is not mounted: %w", path, errdefs.ErrNotImplemented)
+		}
+		dir = d.v1[h]
+	}
+	n, _, err := number(dir+path, "pids.current")
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w, or has no pids controller: %w", errGone, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("tasks of cgroup %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// Tasks takes a pod's slice too, in either form.
+func (d *systemd) Tasks(p string) (uint64, error) {
+	if slice, err := slicePath(p); err == nil {
+		p = slice
+	}
+	n, err := d.cgroupfs.Tasks(p)
+	if _, _, ok := scopeOf(p); ok && d.v2 {
+		n -= min(n, 1) // the placeholder
+	}
+	return n, err
 }
 
 func (d *cgroupfs) usageV1(path string, s *Stats) error {
@@ -52,7 +84,7 @@ func (d *cgroupfs) usageV1(path string, s *Stats) error {
 	for _, c := range []struct {
 		controller string
 		read       func(dir string, s *Stats) error
-	}{{"cpuacct", cpuUsageV1}, {"memory", memoryUsageV1}, {"pids", processes}} {
+	}{{"cpuacct", cpuUsageV1}, {"memory", memoryUsageV1}} {
 		h, ok := d.hierarchy[c.controller]
 		if !ok {
 			continue
@@ -91,8 +123,9 @@ func cpuUsageV1(dir string, s *Stats) error {
 
 func memoryUsageV1(dir string, s *Stats) error {
 	m := &MemoryStats{}
-	var swap uint64
-	err := pick(dir, "memory.stat", counter{"total_rss", &m.RSS}, counter{"total_inactive_file", &m.InactiveFile},
+	var swap, within, bothWithin uint64
+	err := pick(dir, "memory.stat", counter{"hierarchical_memory_limit", &within}, counter{"hierarchical_memsw_limit", &bothWithin},
+		counter{"total_rss", &m.RSS}, counter{"total_inactive_file", &m.InactiveFile},
 		counter{"total_pgfault", &m.PageFaults}, counter{"total_pgmajfault", &m.MajorPageFaults}, counter{"total_swap", &swap})
 	if err != nil {
 		return err
@@ -100,38 +133,31 @@ func memoryUsageV1(dir string, s *Stats) error {
 	if m.Usage, _, err = number(dir, "memory.usage_in_bytes"); err != nil {
 		return err
 	}
-	if m.Limit, _, err = number(dir, "memory.limit_in_bytes"); err != nil {
-		return err
-	}
-	if m.Limit >= unlimited {
-		m.Limit = 0
+	// Where neither the cgroup nor one above it has a limit, there is no need to read its own.
+	if within < unlimited {
+		if m.Limit, _, err = number(dir, "memory.limit_in_bytes"); err != nil {
+			return err
+		}
+		if m.Limit >= unlimited {
+			m.Limit = 0
+		}
 	}
 	m.workingSet(m.InactiveFile)
 	s.Memory = m
-	both, _, err := number(dir, "memory.memsw.limit_in_bytes")
-	if ok, err := optional(err); !ok {
-		return err
+	both := bothWithin
+	if bothWithin < unlimited {
+		both, _, err = number(dir, "memory.memsw.limit_in_bytes")
+		if ok, err := optional(err); !ok {
+			return err
+		}
 	}
 	s.Swap = swapV1(swap, both, m.Limit)
-	return nil
-}
-
-// processes: the root has no such file.
-func processes(dir string, s *Stats) error {
-	n, _, err := number(dir, "pids.current")
-	if ok, err := optional(err); !ok {
-		return err
-	}
-	s.Pids = &PidsStats{Current: n}
 	return nil
 }
 
 func usageV2(dir string, s *Stats) error {
 	c := &CPUStats{}
 	if err := pick(dir, "cpu.stat", counter{"usage_usec", &c.Usage}); err != nil {
-		return err
-	}
-	if err := processes(dir, s); err != nil {
 		return err
 	}
 	c.Usage *= 1000

@@ -28,8 +28,9 @@ func agrees(t *testing.T, d *cgroupfs, path string) {
 		want.Memory = &MemoryStats{Usage: m.Usage, WorkingSet: m.WorkingSet, RSS: m.RSS, InactiveFile: m.InactiveFile,
 			Available: m.Available, Limit: m.Limit, PageFaults: m.PageFaults, MajorPageFaults: m.MajorPageFaults, PSI: m.PSI}
 	}
-	if whole.Pids != nil {
-		want.Pids = &PidsStats{Current: whole.Pids.Current}
+	tasks, err := d.Tasks(path)
+	if whole.Pids == nil && !errdefs.IsNotFound(err) || whole.Pids != nil && (err != nil || tasks != whole.Pids.Current) {
+		t.Errorf("tasks: %d, %v; stats say %+v", tasks, err, whole.Pids)
 	}
 	if whole.IO != nil {
 		want.IO.PSI = whole.IO.PSI
@@ -61,6 +62,20 @@ func TestUsage(t *testing.T) {
 	v1.hierarchy["cpuacct"], v1.hierarchy["memory"], v1.hierarchy["pids"] = "all", "all", "all"
 	agrees(t, v1, "/c")
 
+	// A limit that is nowhere is not read, one that may be the cgroup's own or one above's is.
+	const none = "9223372036854771712"
+	for name, limits := range map[string][3]string{"none": {none, none, ""}, "of memory": {"3000", none, "3500"}, "above alone": {"3000", none, none}} {
+		v1 := v1usage(t, "hierarchical_memory_limit "+limits[0]+"\nhierarchical_memsw_limit "+limits[1]+"\n", limits[2])
+		u, err := v1.Usage("/c")
+		want := uint64(0)
+		if limits[2] == "3500" {
+			want = 3500
+		}
+		if err != nil || u.Memory.Limit != want || (u.Memory.Available != nil) != (want > 0) || u.Swap == nil || u.Swap.Available != nil || u.Swap.Usage != 20 {
+			t.Errorf("limit %s: %+v %+v, %v", name, u.Memory, u.Swap, err)
+		}
+	}
+
 	for _, d := range []*cgroupfs{v1, fake(t, files)} {
 		if _, err := d.Usage("/gone"); !errdefs.IsNotFound(err) {
 			t.Errorf("of a cgroup that is gone: %v", err)
@@ -68,7 +83,26 @@ func TestUsage(t *testing.T) {
 		if _, err := d.Usage("/../c"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("of a path that leaves the hierarchy: %v", err)
 		}
+		if _, err := d.Tasks("/gone"); !errdefs.IsNotFound(err) {
+			t.Errorf("tasks of a cgroup that is gone: %v", err)
+		}
+		if _, err := d.Tasks("/../c"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("tasks of a path that leaves the hierarchy: %v", err)
+		}
 	}
+}
+
+// v1usage is a v1 node with one cgroup, /c, whose memory.stat begins so and whose limit is the given one; no file for "".
+func v1usage(t *testing.T, stat, limit string) *cgroupfs {
+	files := map[string]string{"c/cpuacct.usage": "300\n", "c/memory.stat": stat + "total_rss 100\ntotal_inactive_file 30\ntotal_swap 20\n",
+		"c/memory.usage_in_bytes": "2000\n"}
+	if limit != "" {
+		files["c/memory.limit_in_bytes"] = limit + "\n"
+	}
+	d := fake(t, files)
+	d.layout = &layout{v1: map[string]string{"all": d.unified}}
+	d.hierarchy["cpuacct"], d.hierarchy["memory"] = "all", "all"
+	return d
 }
 
 // TestPick: names that begin like another, odd lines, and files of more than one read.

@@ -243,7 +243,7 @@ func TestStatsV1(t *testing.T) {
 
 func TestParsePSIRefusesGarbage(t *testing.T) {
 	for _, bad := range []string{"some avg10=x", "full total=-1"} {
-		if _, err := parsePSI(bad); err == nil {
+		if _, err := parsePSI([]byte(bad)); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
 	}

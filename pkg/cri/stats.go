@@ -131,19 +131,10 @@ func (s *Server) podStats(sb *sandbox.Sandbox, running []*runtime.Container) *ru
 			parts = append(parts, read)
 		}
 	}
-	var whole *cgroupdriver.Stats
-	if sb.CgroupParent != "" {
-		whole, _ = s.cgroups.Usage(sb.CgroupParent)
-	}
-	if whole == nil {
-		if read, err := s.cgroups.Usage(sb.CgroupPath); err == nil {
-			parts = append(parts, read)
-		}
-		whole = sum(parts)
-	}
+	whole, tasks := s.podUsage(sb, running, parts)
 	now := timestamp()
 	linux.Network = networkUsage(sb, now)
-	linux.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: &runtimeapi.UInt64Value{}}
+	linux.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: &runtimeapi.UInt64Value{Value: tasks}}
 	if whole == nil {
 		return out // the pod is going down
 	}
@@ -151,10 +142,27 @@ func (s *Server) podStats(sb *sandbox.Sandbox, running []*runtime.Container) *ru
 	if linux.Cpu != nil {
 		linux.Cpu.UsageNanoCores = &runtimeapi.UInt64Value{Value: s.containers.NanoCores(sb.ID, sb.CreatedAt, whole)}
 	}
-	if whole.Pids != nil {
-		linux.Process.ProcessCount.Value = whole.Pids.Current
-	}
 	return out
+}
+
+// podUsage reads the pod's cgroup; where it has none of its own it adds pause's up to parts, which are its containers'. The
+// usage is nil for nothing.
+func (s *Server) podUsage(sb *sandbox.Sandbox, running []*runtime.Container, parts []*cgroupdriver.Stats) (*cgroupdriver.Stats, uint64) {
+	if sb.CgroupParent != "" {
+		if whole, err := s.cgroups.Usage(sb.CgroupParent); err == nil {
+			tasks, _ := s.cgroups.Tasks(sb.CgroupParent)
+			return whole, tasks
+		}
+	}
+	if read, err := s.cgroups.Usage(sb.CgroupPath); err == nil {
+		parts = append(parts, read)
+	}
+	tasks, _ := s.cgroups.Tasks(sb.CgroupPath)
+	for _, ctr := range running {
+		n, _ := s.cgroups.Tasks(ctr.CgroupPath) // an error: it has ended this moment
+		tasks += n
+	}
+	return sum(parts), tasks
 }
 
 // sum adds up what can be added; nil for nothing. Pressure can't be.
@@ -163,7 +171,7 @@ func sum(parts []*cgroupdriver.Stats) *cgroupdriver.Stats {
 		return nil
 	}
 	total := &cgroupdriver.Stats{
-		Time: parts[0].Time, CPU: &cgroupdriver.CPUStats{}, Memory: &cgroupdriver.MemoryStats{}, Pids: &cgroupdriver.PidsStats{},
+		Time: parts[0].Time, CPU: &cgroupdriver.CPUStats{}, Memory: &cgroupdriver.MemoryStats{},
 	}
 	for _, p := range parts {
 		if p.CPU != nil {
@@ -175,9 +183,6 @@ func sum(parts []*cgroupdriver.Stats) *cgroupdriver.Stats {
 			total.Memory.RSS += m.RSS
 			total.Memory.PageFaults += m.PageFaults
 			total.Memory.MajorPageFaults += m.MajorPageFaults
-		}
-		if p.Pids != nil {
-			total.Pids.Current += p.Pids.Current
 		}
 	}
 	return total
