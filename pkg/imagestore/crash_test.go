@@ -209,7 +209,7 @@ func checkNothingLeaked(t *testing.T, s *imagestore.Disk, root string, built ima
 	case len(list) != 0:
 		t.Errorf("%d images are listed", len(list))
 	}
-	want := map[string]int{"blobs/sha256": blobs, "layers/sha256": layers, "ingest": 0, "trash": 0, "snapshots": len(s.Snapshots())}
+	want := map[string]int{"blobs/sha256": blobs, "layers/sha256": layers, "ingest": 0, "trash": 0, "reuse": 0, "snapshots": len(s.Snapshots())}
 	for dir, n := range want {
 		names, err := os.ReadDir(filepath.Join(root, dir))
 		if err != nil || len(names) != n && !(strings.HasSuffix(t.Name(), "/repair") && len(names) == n-1) {
@@ -222,7 +222,7 @@ func checkNothingLeaked(t *testing.T, s *imagestore.Disk, root string, built ima
 	}
 	for _, e := range names {
 		switch e.Name() {
-		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "snapshots", "spare", "targets", "trash", "version":
+		case "blobs", "images.json", "ingest", "layers", "lock", "oci-layout", "open", "reuse", "snapshots", "spare", "targets", "trash", "version":
 		default:
 			t.Errorf("%s is left", e.Name())
 		}

@@ -36,6 +36,7 @@ import (
 //	images.json                 the table of images
 //	imported.json               the archives of the import directory that were imported
 //	ingest/, trash/             what is being made or removed; emptied when the store opens
+//	reuse/                      what new snapshots use of removed ones; emptied when the store opens and closes
 type Disk struct {
 	cfg    Config
 	log    *slog.Logger
@@ -84,6 +85,7 @@ type Disk struct {
 	usage     Usage
 
 	targets targetSets
+	reuse   []string // directories below reuse; guarded by mu
 }
 
 var _ Store = (*Disk)(nil)
@@ -132,12 +134,12 @@ func (s *Disk) openRoot() error {
 	if err := s.checkVersion(); err != nil {
 		return err
 	}
-	for _, dir := range []string{"ingest", "trash", "snapshots", "blobs/sha256", "layers/sha256"} {
+	for _, dir := range []string{"ingest", "trash", "reuse", "snapshots", "blobs/sha256", "layers/sha256"} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{"ingest", "trash"} {
+	for _, dir := range []string{"ingest", "trash", "reuse"} {
 		if err := emptyDir(s.path(dir)); err != nil {
 			return fmt.Errorf("clear %s: %w", dir, err)
 		}
@@ -217,6 +219,9 @@ func (s *Disk) Close() error {
 		s.end(errClosed)
 		s.running.Wait()
 		s.client.Close()
+		if err := s.emptyReuse(); err != nil {
+			s.log.Warn("image store: directories of removed snapshots are left until the next start", "error", err)
+		}
 		s.markClosed()
 		s.sync.close()
 		s.unlock()

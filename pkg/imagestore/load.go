@@ -149,7 +149,7 @@ func (s *Disk) loadSnapshots() error {
 }
 
 func (s *Disk) readSnapshot(key string) (*snapshotRecord, error) {
-	b, err := readCapped(s.path("snapshots", key, "snapshot.json"), 1<<20)
+	b, err := readCapped(s.path("snapshots", key, recordName), 1<<20)
 	if err != nil {
 		return nil, err
 	}

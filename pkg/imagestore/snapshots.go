@@ -118,7 +118,7 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := s.ingestDir()
+	tmp, err := s.snapshotDir()
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 		return err
 	}
 	r := &snapshotRecord{Key: key, Image: img.ID, Layers: ids, Driver: s.driver.Name()}
-	if err := writeJSON(tmp+"/snapshot.json", r); err != nil {
+	if err := writeSnapshotRecord(tmp, r); err != nil {
 		return err
 	}
 	if err := step("snapshot.written"); err != nil {
@@ -244,7 +244,7 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 		if r.damaged { // it kept all layers from being removed
 			sweep = s.sweepAll
 		}
-		if err := errors.Join(step("snapshot.removed"), s.discard(trash), sweep()); err != nil {
+		if err := errors.Join(step("snapshot.removed"), s.retire(trash, r), sweep()); err != nil {
 			s.log.Warn("image store: files of a snapshot left until the next start", "snapshot", key, "error", err)
 		}
 	})
