@@ -142,7 +142,7 @@ func harden(log *slog.Logger) {
 	unix.Umask(0o022)
 	_ = os.Chdir("/")
 	_, _ = unix.Setsid() // EPERM: it leads a session already
-	_ = os.WriteFile("/proc/self/comm", []byte("cri-monitor"), 0)
+	nameThreads("cri-monitor")
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("stays dumpable", "err", err)
 	}

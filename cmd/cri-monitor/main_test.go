@@ -299,6 +299,26 @@ func TestLaunch(t *testing.T) {
 	}
 }
 
+// TestThreadNames: ps -L and perf(1) show the program's name, before and after an upgrade, and not that of a descriptor.
+func TestThreadNames(t *testing.T) {
+	n := newNode(t)
+	for range 2 {
+		n.run(n.request(fmt.Sprint("c", time.Now().UnixNano()), "sleep 1000")) // makes threads
+		names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/comm", n.pid))
+		if err != nil || len(names) < 2 {
+			t.Fatal(names, err)
+		}
+		for _, file := range names {
+			if b, err := os.ReadFile(file); err == nil && string(b) != "cri-monitor\n" {
+				t.Errorf("%s: %q", file, b)
+			}
+		}
+		if _, err := n.Upgrade(t.Context(), n.cfg.Path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestSignalsRefused sends what must not end it while it holds a container.
 func TestSignalsRefused(t *testing.T) {
 	n := newNode(t)
