@@ -38,9 +38,9 @@ type options struct {
 // catch has requests to end delivered to terms.
 func (o *options) catch() { signal.Notify(o.terms, unix.SIGTERM, unix.SIGINT) }
 
-// The main thread runs nothing but main, which waits. The kernel has a signal for the process handled by one thread, for
-// the end of a child by the one that has forked it (the main thread, where that has ended), and goes to no other if that one
-// is in a system call that can't be interrupted: behind a file system that hangs, no child would be reaped.
+// The main thread runs nothing but main, which waits. The kernel has a signal for the process handled by one thread, which is
+// the main thread if that will take it, and goes to no other if that one is in a system call that can't be interrupted: behind
+// a file system that hangs, nobody would be asked to end.
 func init() { runtime.LockOSThread() }
 
 func main() {

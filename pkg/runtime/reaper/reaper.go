@@ -5,10 +5,9 @@
 // shares. One Reaper per process collects them all; nothing else in the process may call wait (os/exec included:
 // use Fork). Command runs a program to its end that way.
 //
-// SIGCHLD says that there is something to collect. The kernel gives it to the thread that has forked the child, or to the
-// main thread where that one has ended, and while that thread is in a system call that can't be interrupted, nobody hears of
-// it. So children that may live longer than a moment are to be forked on a thread that ends, or that does nothing but wait
-// for them as Command's does; and a program whose threads may get stuck keeps its main thread free.
+// One thread does nothing but wait(2) for whatever ends next, so that the kernel wakes just that one. SIGCHLD, which a thread
+// would have to be interrupted for, is not asked for: the kernel gives it to the thread that has forked the child, and while that
+// one is in a system call that can't be interrupted, nobody hears of it.
 //
 // Attend takes over processes of a predecessor, whose parent may be another: the kernel tells through a pidfd how
 // those ended.
@@ -16,9 +15,9 @@ package reaper
 
 import (
 	"context"
-	"os"
-	"os/signal"
+	"runtime"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -126,30 +125,37 @@ type Reaper struct {
 
 	reaping sync.Mutex // held from wait(2) to settle; comes before mu
 
-	sigs chan os.Signal
-	gone sync.WaitGroup
-
-	run  sync.Mutex
-	stop chan struct{} // nil while paused
-	far  watcher
+	run    sync.Mutex
+	paused chan struct{} // closed by Resume; nil while reaping. Guarded by reaping
+	closed chan struct{}
+	born   chan struct{} // a child was registered: there may have been none before
+	far    watcher
 }
 
 // New starts reaping. There must be one Reaper per process; Close ends it.
 func New() *Reaper {
-	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}, sigs: make(chan os.Signal, 1)}
-	signal.Notify(r.sigs, unix.SIGCHLD)
-	r.Resume()
+	r := &Reaper{children: map[int]*Child{}, unclaimed: map[int]exit{}, closed: make(chan struct{}), born: make(chan struct{}, 1)}
+	noSignal()
+	go r.loop() // ends with the first end of a child after Close; wait(2) can't be called off
 	return r
+}
+
+// noSignal gives SIGCHLD its default again, which is that the kernel drops it. Go's runtime has a handler for every signal, asked
+// for or not, and would let a thread be woken for nothing at each end of a child.
+func noSignal() {
+	var dfl struct{ handler, flags, restorer, mask uint64 } // struct kernel_sigaction of 64-bit machines: SIG_DFL
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&dfl)), 0, 8, 0, 0)
 }
 
 // Resume starts reaping again, after Pause.
 func (r *Reaper) Resume() {
 	r.run.Lock()
 	defer r.run.Unlock()
-	if r.stop == nil {
-		r.stop = make(chan struct{})
-		r.gone.Add(1)
-		go r.loop(r.stop)
+	r.reaping.Lock()
+	defer r.reaping.Unlock()
+	if r.paused != nil {
+		close(r.paused)
+		r.paused = nil
 	}
 }
 
@@ -158,18 +164,24 @@ func (r *Reaper) Resume() {
 func (r *Reaper) Pause() {
 	r.run.Lock()
 	defer r.run.Unlock()
-	if r.stop != nil {
-		close(r.stop)
-		r.stop = nil
-		r.gone.Wait()
+	r.reaping.Lock()
+	defer r.reaping.Unlock()
+	if r.paused == nil {
+		r.paused = make(chan struct{})
 	}
 }
 
 // Close stops reaping; children still alive are no longer waited for.
 func (r *Reaper) Close() {
 	r.Pause()
-	signal.Stop(r.sigs)
-	r.far.close()
+	r.run.Lock()
+	defer r.run.Unlock()
+	select {
+	case <-r.closed:
+	default:
+		close(r.closed)
+		r.far.close()
+	}
 }
 
 // Fork calls fork, which starts a child process and returns its pid, and registers the child. Forks run in parallel
@@ -215,6 +227,10 @@ func (r *Reaper) register(pid int, since uint64) *Child {
 		return c
 	}
 	r.children[pid] = c
+	select {
+	case r.born <- struct{}{}:
+	default:
+	}
 	return c
 }
 
@@ -239,33 +255,49 @@ func (r *Reaper) verify(c *Child, since uint64) {
 	}
 }
 
-func (r *Reaper) loop(stop <-chan struct{}) {
-	defer r.gone.Done()
+func (r *Reaper) loop() {
 	for {
-		r.reap()
-		select {
-		case <-r.sigs:
-		case <-stop:
-			return
+		switch paused := r.reap(); {
+		case paused != nil:
+			select {
+			case <-paused:
+			case <-r.closed:
+				return
+			}
+			continue
+		default:
+			// Who waits for what was reaped goes first, on this very thread: the next wait may be long, and until Go's runtime
+			// sees that, nobody else takes over what has become ready here.
+			runtime.Gosched()
+		}
+		// It only looks: who may reap is decided by reap.
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT|unix.WALL, nil)
+		if err != nil && err != unix.EINTR { // ECHILD: there is none
+			select {
+			case <-r.born:
+			case <-r.closed:
+				return
+			}
 		}
 	}
 }
 
-// reap collects every zombie there is now.
-func (r *Reaper) reap() {
+// reap collects every zombie there is now, unless the Reaper is paused.
+func (r *Reaper) reap() (paused <-chan struct{}) {
 	r.reaping.Lock()
 	defer r.reaping.Unlock()
-	for {
+	for r.paused == nil {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG|unix.WALL, nil)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || pid <= 0 {
-			return
+			return nil
 		}
 		r.settle(pid, Status{WaitStatus: ws})
 	}
+	return r.paused
 }
 
 func (r *Reaper) settle(pid int, s Status) {

@@ -141,6 +141,11 @@ func TestUnclaimed(t *testing.T) {
 // vain.
 func TestExpectOutlivesUnclaimed(t *testing.T) {
 	r := theReaper()
+	other := sh(t, "exec sleep 1000") // with no child at all it waits for one that is registered
+	defer func() {
+		_ = unix.Kill(other.Pid(), unix.SIGKILL)
+		<-other.Done()
+	}()
 	forked := r.Expect()
 	pid, err := syscall.ForkExec("/bin/true", []string{"true"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
 	if err != nil {

@@ -148,8 +148,7 @@ func (n *nursery) end() {
 	}
 }
 
-// newNursery starts a nursery in namespaces of the process, whatever the calling thread's are. The thread that forks it ends:
-// the ends of all that it forks are then told to the main thread, see package reaper.
+// newNursery starts a nursery in namespaces of the process, whatever the calling thread's are.
 func (e *Engine) newNursery() (s *stub, err error) {
 	err = onThread(func() error {
 		s, err = e.execStub()
