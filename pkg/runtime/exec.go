@@ -23,10 +23,6 @@ type ExecResult struct {
 	ExitCode       int32
 }
 
-// quick is how long a program may take before its output is read while it runs: most have ended by then, and written less
-// than a pipe holds.
-const quick = 2 * time.Millisecond
-
 // drainTimeout is how long output is read after the program has ended, when one of its children keeps the pipe open.
 const drainTimeout = time.Second
 
@@ -73,7 +69,7 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 		errs.close()
 		return nil, err
 	}
-	req.Stdout, req.Stderr = out.w, errs.w
+	req.Stdout, req.Stderr, req.Brief = out.w, errs.w, true
 	x, err := c.cfg.Monitor.Exec(ctx, req)
 	out.w.Close() // the child has its own
 	errs.w.Close()
@@ -83,14 +79,11 @@ func (c *Containers) ExecSync(ctx context.Context, id string, cmd []string, time
 		return nil, cause(ctx, err)
 	}
 	defer x.Close() // ends what is left if we leave early
-	soon := time.NewTimer(quick)
-	defer soon.Stop()
 	select {
-	case <-x.Ended():
-	case <-soon.C:
+	case <-x.Ended(): // as most have by now, and written less than a pipe holds
+	default:
 		out.start()
 		errs.start()
-	case <-ctx.Done():
 	}
 	code, err := x.Wait(ctx)
 	if err != nil {

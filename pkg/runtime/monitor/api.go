@@ -121,6 +121,8 @@ type ExecRequest struct {
 	Process               *specs.Process `json:"process"`
 	Seccomp               []byte         `json:"seccomp,omitempty"`
 	Stdin, Stdout, Stderr *os.File       `json:"-"`
+	// Brief: the program is expected to end soon, and Exec may wait for that, some milliseconds at most.
+	Brief bool `json:"brief,omitempty"`
 }
 
 // AttachRequest connects to a running container's stdio. Stdin is read by the monitor; Stdout and Stderr are written by

@@ -86,19 +86,32 @@ type Exec struct {
 func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
 	call.Process, call.Env = SplitEnv(req.Process)
-	call.Seccomp, call.Releases = req.Seccomp, true
+	call.Seccomp, call.Releases, call.Brief = req.Seccomp, true, req.Brief
 	s, f, err := c.open(ctx, kindExec, call, files...)
 	if err != nil {
 		return nil, err
 	}
 	x := &Exec{client: c, id: req.ID, s: s}
-	var started execStarted
-	if err := f.decode(&started); err != nil || f.kind != kindStarted {
+	var exited execExited // a program that has ended already
+	started := &execStarted{}
+	if f.kind == kindExited {
+		err = f.decode(&exited)
+		started = exited.Started
+	} else if err = f.decode(started); f.kind != kindStarted {
+		started = nil
+	}
+	if err != nil || started == nil {
 		s.uc.Close()
 		f.closeFiles()
 		return nil, fmt.Errorf("unexpected answer of kind %d: %w", f.kind, errdefs.ErrInternal)
 	}
 	x.Pid, x.session, x.stays = started.Pid, started.Session, started.Stays
+	if f.kind == kindExited {
+		f.closeFiles()
+		x.code = exited.Code
+		close(s.done)
+		return x, nil
+	}
 	if len(f.files) > 0 {
 		x.Terminal = f.files[0]
 		for _, extra := range f.files[1:] {

@@ -243,15 +243,41 @@ func (c *conn) exec(f *frame) error {
 	if t := x.proc.Terminal(); t != nil {
 		terminal = append(terminal, t)
 	}
-	err = c.write(kindStarted, f.id, execStarted{x.proc.Pid(), x.n, call.Releases}, terminal...)
+	task := &execTask{id: f.id, x: x, releases: call.Releases}
+	started := execStarted{x.proc.Pid(), x.n, call.Releases}
+	if call.Brief && terminal == nil && task.soon(c) {
+		task.untold = &started
+		if err := task.tell(c); err != nil || !call.Releases {
+			return err
+		}
+		c.task = task
+		return nil
+	}
+	c.task = task
+	err = c.write(kindStarted, f.id, started, terminal...)
 	for _, t := range terminal {
 		t.Close()
 	}
 	if err != nil {
 		c.cancel()
 	}
-	c.task = &execTask{id: f.id, x: x, releases: call.Releases}
 	return nil
+}
+
+// briefTime is how long a program may run whose start is told with its end.
+const briefTime = 2 * time.Millisecond
+
+// soon waits for the end of the program, for briefTime at most.
+func (t *execTask) soon(c *conn) bool {
+	end := time.NewTimer(briefTime)
+	defer end.Stop()
+	select {
+	case <-t.x.proc.Child().Done():
+		return true
+	case <-end.C:
+	case <-c.ctx.Done():
+	}
+	return false
 }
 
 // execTask is a session with its client: it ends with the connection.
@@ -262,8 +288,9 @@ func (c *conn) exec(f *frame) error {
 type execTask struct {
 	id       uint64 // of the request
 	x        *session
-	releases bool // the client does so
-	told     bool // the exit code; finish was called
+	releases bool         // the client does so
+	told     bool         // the exit code; finish was called
+	untold   *execStarted // to be told with the exit code
 }
 
 // run reports the exit, and kills the session when the client asks for it or leaves.
@@ -316,7 +343,7 @@ func (t *execTask) handle(c *conn, g *frame) (over bool, err error) {
 // tell reports the exit, and then takes the session's cgroup away, for which the client need not wait.
 func (t *execTask) tell(c *conn) error {
 	status, _ := t.x.proc.Child().Wait(context.Background())
-	err := c.write(kindExited, t.id, execExited{status.Code()})
+	err := c.write(kindExited, t.id, execExited{status.Code(), t.untold})
 	if err != nil { // the client has gone
 		t.x.kill()
 	}

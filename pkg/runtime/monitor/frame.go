@@ -196,15 +196,12 @@ func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, f
 	if err := c.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
-	if len(fds) > 0 {
-		n, _, err := c.WriteMsgUnix(h[:], unix.UnixRights(fds...), nil)
-		if err != nil {
-			return err
+	if len(fds) > 0 { // in one piece as well: the other side shall not wake for half of it
+		b := append(h[:], body...)
+		n, _, err := c.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
+		if err == nil && n < len(b) {
+			_, err = c.Write(b[n:])
 		}
-		if _, err := c.Write(h[n:]); n < headerSize && err != nil {
-			return err
-		}
-		_, err = c.Write(body)
 		return err
 	}
 	_, err := (&net.Buffers{h[:], body}).WriteTo(c)

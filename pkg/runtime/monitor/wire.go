@@ -77,6 +77,9 @@ type stdioCall struct {
 	// Releases: the client sends kindRelease when what the program left behind may stay. Without it, everything that
 	// is there when the connection ends is killed. (Clients that don't know it leave all that outlives the program.)
 	Releases bool `json:"releases,omitempty"` // exec
+	// Brief: a program that ends soon is told of once, by a kindExited with what a kindStarted would have said. Servers that
+	// don't know it send both.
+	Brief bool `json:"brief,omitempty"` // exec
 }
 
 // execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
@@ -89,6 +92,8 @@ type execStarted struct {
 
 type execExited struct {
 	Code int `json:"code"`
+	// Started is there if nothing was told before, see stdioCall.Brief.
+	Started *execStarted `json:"started,omitempty"`
 }
 
 type snapshot struct {
