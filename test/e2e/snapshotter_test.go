@@ -69,3 +69,43 @@ func btrfsDir(t *testing.T) string {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	return dir
 }
+
+// TestMountPointsAreShared: what the runtime mounts leaves nothing in a container's writable layer, read-only root or not; one with a
+// user namespace of its own has mount points of its own.
+func TestMountPointsAreShared(t *testing.T) {
+	f := start(t, testnode.Options{})
+	f.pull(images.Busybox)
+	mapping := []*cri.IDMapping{{HostId: 200000, Length: 65536}}
+	userns := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER,
+		UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: mapping, Gids: mapping}}
+	token := t.TempDir()
+	for name, c := range map[string]struct {
+		ns       *cri.NamespaceOption
+		readOnly bool
+		shared   bool
+	}{"plain": {ownPid, false, true}, "readonly": {ownPid, true, true}, "userns": {userns, false, false}} {
+		pod := f.podConfig(name)
+		pod.Linux.SecurityContext.NamespaceOptions = c.ns
+		id := f.runPod(pod)
+		config := containerConfig("c", images.Busybox, "sleep", "1000")
+		config.Linux.SecurityContext.NamespaceOptions, config.Linux.SecurityContext.ReadonlyRootfs = c.ns, c.readOnly
+		if c.shared {
+			config.Mounts = []*cri.Mount{{HostPath: token, ContainerPath: "/var/run/secrets/kubernetes.io/serviceaccount", Readonly: true}}
+		}
+		ctr := f.runContainer(id, pod, config)
+		if got := f.exec(ctr, "cat /etc/hostname && test -s /etc/hosts && stat -c '%a %u %g' /etc"); got != name+"\n755 0 0\n" {
+			t.Errorf("%s: %q", name, got)
+		}
+		if c.shared {
+			f.exec(ctr, "test -d /var/run/secrets/kubernetes.io/serviceaccount")
+		}
+		written, err := filepath.Glob(filepath.Join(f.Dir, "root/images/snapshots", ctr, "fs/*"))
+		if err != nil || (len(written) == 0) != c.shared {
+			t.Errorf("%s: in the writable layer: %v %v", name, written, err)
+		}
+		f.removePod(id)
+	}
+	if sets, err := filepath.Glob(filepath.Join(f.Dir, "root/images/targets/*")); err != nil || len(sets) != 1 {
+		t.Errorf("sets of mount points: %v %v, want one", sets, err)
+	}
+}
