@@ -3,6 +3,7 @@ package operation
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -48,5 +49,17 @@ func TestAbort(t *testing.T) {
 	}
 	if err := <-result; !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("the caller got %v", err)
+	}
+}
+
+// TestNothingKept: with Keep below 0 a retry does the work again, and gets the present's result.
+func TestNothingKept(t *testing.T) {
+	g := NewGroup(Options{Log: slog.New(slog.DiscardHandler), Keep: -1})
+	orphan(t, g, "k", errors.New("once"))
+	if v, err := Do(t.Context(), g, "k", 0, func(context.Context, *Op) (int, error) { return 2, nil }); v != 2 || err != nil {
+		t.Errorf("%d, %v", v, err)
+	}
+	if len(g.calls) != 0 {
+		t.Errorf("left over: %v", g.calls)
 	}
 }
