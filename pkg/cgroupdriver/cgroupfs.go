@@ -1,6 +1,7 @@
 package cgroupdriver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -260,6 +261,10 @@ func (d *cgroupfs) mark(dir, name string) {
 
 func (d *cgroupfs) marked(dir, name string) bool {
 	buf := make([]byte, 256)
+	// A cgroup's end asks this of the pod's in every hierarchy, of which mostly none is marked: one call tells that (listxattr(2)).
+	if n, err := unix.Listxattr(dir, buf); err == nil && !bytes.Contains(buf[:n], []byte("."+name+"\x00")) {
+		return false
+	}
 	for _, space := range markSpaces {
 		if n, err := unix.Getxattr(dir, space+name, buf); err == nil && string(buf[:n]) == d.owner {
 			return true

@@ -236,12 +236,12 @@ func TestParentGoesMeanwhile(t *testing.T) {
 		}
 	})
 	for i := range 500 {
-		path, _ := d.Path(above, "c"+strconv.Itoa(i))
+		path := above + "/c" + strconv.Itoa(i)
 		left.Store(3)
-		if _, err := d.Create(t.Context(), path, nil); err != nil {
+		if _, err := d.cgroupfs.Create(t.Context(), path, nil); err != nil {
 			t.Errorf("container %d: %v", i, err)
 		}
-		if err := d.Delete(t.Context(), path); err != nil {
+		if err := d.cgroupfs.Delete(t.Context(), path); err != nil {
 			t.Error(err)
 		}
 	}
