@@ -79,11 +79,22 @@ func (n *CNI) cacheResult(list *confList, rt *libcni.RuntimeConf, r types.Result
 		return err
 	}
 	file := n.resultFile(list.Name, rt.ContainerID, rt.IfName)
-	err = os.WriteFile(file, b, 0o600)
-	if errors.Is(err, os.ErrNotExist) {
+	if err = n.putResult(file, b); errors.Is(err, os.ErrNotExist) {
 		if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
-			err = os.WriteFile(file, b, 0o600)
+			err = n.putResult(file, b)
 		}
+	}
+	return err
+}
+
+// putResult writes it beside and renames it.
+func (n *CNI) putResult(file string, b []byte) error {
+	temp, err := n.spares.Temp(b, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = os.Rename(temp, file); err != nil {
+		_ = os.Remove(temp)
 	}
 	return err
 }
@@ -141,7 +152,7 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	if err := n.plugins.Del(ctx, chain, call, a.CapabilityArgs, prev); err != nil {
 		return true, fmt.Errorf("network %s: %w", list.Name, err)
 	}
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := n.spares.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return true, fmt.Errorf("cached result: %w", err)
 	}
 	return true, nil

@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/renameio/v2"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
 )
@@ -61,6 +62,9 @@ type CNI struct {
 	conf   confDir // ModeAuto, ModeCNI
 	status status
 	watch  *watcher
+
+	// spares are files of results that are gone. They are not among the results, where libcni reads all.
+	spares *smallfile.Spares
 
 	verbs sync.RWMutex // ADD and DEL share it, GC has it alone (CNI spec, "Lifecycle & Ordering")
 
@@ -110,6 +114,10 @@ func New(cfg Config) (*CNI, error) {
 	if err := n.recallPodCIDR(); err != nil {
 		return nil, err
 	}
+	n.spares = smallfile.NewSpares(cfg.CacheDir, sparePrefix, maxSpares)
+	if err := n.spares.Clean(); err != nil { // of a process that was killed
+		return nil, fmt.Errorf("network: %w", err)
+	}
 	x := &executor{timeout: cfg.PluginTimeout, binDirs: cfg.BinDirs, log: cfg.Logger}
 	if cfg.Mode != ModeCNI {
 		n.plugins = embedded.New(cfg.StateDir, cfg.Logger)
@@ -127,6 +135,12 @@ func New(cfg Config) (*CNI, error) {
 	return n, nil
 }
 
+// Files that wait to be results have this prefix.
+const (
+	sparePrefix = ".cri-server-"
+	maxSpares   = 16
+)
+
 func setDefault(s *string, v string) {
 	if *s == "" {
 		*s = v
@@ -139,10 +153,11 @@ func (n *CNI) Close() error {
 		n.watch.close()
 	}
 	n.status.close()
+	err := n.spares.Clean()
 	if n.plugins != nil {
-		return n.plugins.Close()
+		err = errors.Join(err, n.plugins.Close())
 	}
-	return nil
+	return err
 }
 
 // list is the configuration in force.

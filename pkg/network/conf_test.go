@@ -79,6 +79,17 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestConcerns(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/etc/cni/net.d": true, "/etc/cni/net.d/10-a.conflist": true, "/etc/cni/net.d/net/a.conf": true, "/etc/cni": true, "/etc": true, "/": true,
+		"/etc/cni/log": false, "/etc/cni/net.d.bak": false, "/etc/cn": false, "/etc/passwd": false,
+	} {
+		if concerns(path, "/etc/cni/net.d") != want {
+			t.Errorf("%s: %v", path, !want)
+		}
+	}
+}
+
 // TestWatch looks at what the watch alone does: nobody asks in between.
 func TestWatch(t *testing.T) {
 	n := newNode(t, ModeAuto)

@@ -3,6 +3,7 @@ package network
 import (
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/fsnotify/fsnotify"
@@ -23,14 +24,18 @@ func watch(dir string, changed func(), log *slog.Logger) *watcher {
 		log.Warn("the CNI configuration is not watched", "dir", dir, "err", err)
 		return nil
 	}
+	dir = filepath.Clean(dir)
 	x := &watcher{w: w}
 	x.add(dir)
 	x.wg.Go(func() {
 		for {
 			select {
-			case _, ok := <-w.Events:
+			case e, ok := <-w.Events:
 				if !ok {
 					return
+				}
+				if !concerns(e.Name, dir) {
+					continue
 				}
 				x.add(dir)
 				changed()
@@ -44,6 +49,12 @@ func watch(dir string, changed func(), log *slog.Logger) *watcher {
 		}
 	})
 	return x
+}
+
+// concerns tells whether something that happened to a path has to do with dir: it is there, or is a part of the way to it. Of
+// all else beside that way there may be much, such as a log.
+func concerns(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, dir+"/") || strings.HasPrefix(dir, strings.TrimSuffix(path, "/")+"/")
 }
 
 // add watches dir and its parent, or the nearest directory above it that there is. Watching twice is once.

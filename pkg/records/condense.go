@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// Condense leaves the last record only in files that hold several. What can't be read stays as it is. lock keeps the owner of an
+// Condense leaves the last record only in files that hold several, and no spare files: nothing new is made meanwhile. What can't be read stays as it is. lock keeps the owner of an
 // object from writing its record meanwhile. It goes on after errors, until ctx ends.
 func (s *Store[T]) Condense(ctx context.Context, lock func(ctx context.Context, id string) (unlock func(), err error)) error {
 	names, err := s.names()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.spares.Clean()}
 	for _, n := range names {
 		id, ok := strings.CutSuffix(n, suffix)
 		if !ok || checkID(id) != nil {

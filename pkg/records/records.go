@@ -2,7 +2,8 @@
 //
 // A new record is written behind the former ones in its file, and the last one counts, or, where a killed writer has left the
 // beginning of another, the one before: a reader sees the old record or the new one. That is one write and no new inode; a file's first record, and one for which the file
-// would get too long, is written beside and renamed. Nothing is synced: pods die with the machine, so a record needs to
+// would get too long, is written beside and renamed. The file of a deleted record is
+// kept, under another name, for the next new one (package smallfile). Nothing is synced: pods die with the machine, so a record needs to
 // outlive the process only. What a power cut leaves is caught by a checksum, and the boot id tells a record of this boot
 // from one of an earlier.
 //
@@ -33,6 +34,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
@@ -43,6 +45,8 @@ const (
 	maxSize = 16 << 20
 	// rewriteSize is how long a file may get by records that are of the past: some ten changes of a container.
 	rewriteSize = 32 << 10
+	// maxSpares is how many files of deleted records are kept for new ones.
+	maxSpares = 16
 )
 
 // Store holds the records of one kind. Open makes it.
@@ -51,6 +55,7 @@ type Store[T any] struct {
 	version int
 	boot    string
 	temp    atomic.Uint64
+	spares  *smallfile.Spares
 }
 
 // Entry is one record as Load found it.
@@ -89,7 +94,7 @@ func Open[T any](dir string, version int) (*Store[T], error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
-	s := &Store[T]{dir: dir, version: version, boot: boot}
+	s := &Store[T]{dir: dir, version: version, boot: boot, spares: smallfile.NewSpares(dir, tempPrefix+"spare-", maxSpares)}
 	names, err := s.names()
 	if err != nil {
 		return nil, err
@@ -126,16 +131,14 @@ func (s *Store[T]) Put(id string, v T) error {
 
 // replace makes the file of id, with one record. there: it takes the place of another.
 func (s *Store[T]) replace(id string, b []byte, there bool) error {
-	// The name is ours alone: a leftover of the same name went away in Open.
-	temp := filepath.Join(s.dir, tempPrefix+strconv.FormatUint(s.temp.Add(1), 36))
-	err := write(temp, b, there)
+	temp, err := s.write(b, there)
 	if err == nil {
 		err = faultpoint.Hit("records.put.written")
 	}
 	if err == nil {
 		err = os.Rename(temp, s.path(id))
 	}
-	if err != nil {
+	if err != nil && temp != "" {
 		_ = os.Remove(temp)
 	}
 	return err
@@ -149,7 +152,7 @@ func (s *Store[T]) Delete(id string) error {
 	if err := faultpoint.Hit("records.delete"); err != nil {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
-	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.spares.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("record %s: %w", id, err)
 	}
 	faultpoint.Pass("records.deleted")
@@ -271,22 +274,26 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 	}
 }
 
-func write(path string, b []byte, replaces bool) error {
+// write makes a file with one record, beside the others. replaces: it will take the place of one of them.
+func (s *Store[T]) write(b []byte, replaces bool) (path string, err error) {
 	if err := faultpoint.Hit("records.put.open"); err != nil {
-		return err
+		return "", err
 	}
+	if !replaces {
+		return s.spares.Temp(b, 0o600)
+	}
+	// The name is ours alone: a leftover of the same name went away in Open.
+	path = filepath.Join(s.dir, tempPrefix+strconv.FormatUint(s.temp.Add(1), 36))
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return path, err
 	}
-	if replaces {
-		// ext4 starts writing out a file with delayed allocation when it is renamed over another (auto_da_alloc, ext4(5)),
-		// which costs three times as much as all the rest. Allocated blocks spare us that; where fallocate(2) is not
-		// supported the write does it all.
-		_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(len(b)))
-	}
+	// ext4 starts writing out a file with delayed allocation when it is renamed over another (auto_da_alloc, ext4(5)),
+	// which costs three times as much as all the rest. Allocated blocks spare us that; where fallocate(2) is not
+	// supported the write does it all.
+	_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(len(b)))
 	_, err = f.Write(b)
-	return errors.Join(err, f.Close())
+	return path, errors.Join(err, f.Close())
 }
 
 func readFile(path string) ([]byte, error) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
@@ -56,7 +57,7 @@ func (s *Sandboxes) makeFiles(dir string, c *runtimeapi.PodSandboxConfig) (Files
 		return f, err
 	}
 	f.Hostname = filepath.Join(dir, "hostname")
-	if err := os.WriteFile(f.Hostname, []byte(name+"\n"), 0o644); err != nil {
+	if err := smallfile.Write(f.Hostname, []byte(name+"\n"), 0o644); err != nil {
 		return f, err
 	}
 	if err := faultpoint.Hit("sandbox.files.hostname"); err != nil {
@@ -133,7 +134,7 @@ func writeResolvConf(path string, dns *runtimeapi.DNSConfig) error {
 	if len(dns.Options) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(dns.Options, " "))
 	}
-	return os.WriteFile(path, []byte(b.String()), 0o644)
+	return smallfile.Write(path, []byte(b.String()), 0o644)
 }
 
 // copyHostFile copies a file of the node; one that is not there counts as empty.
@@ -142,7 +143,7 @@ func copyHostFile(from, to string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.WriteFile(to, b, 0o644)
+	return smallfile.Write(to, b, 0o644)
 }
 
 func readHostFile(path string) ([]byte, error) {
@@ -177,6 +178,14 @@ func removeFiles(f Files) error {
 	}
 	if err := faultpoint.Hit("sandbox.files.unmounted"); err != nil {
 		return err
+	}
+	// By name: nothing else is there, as a rule, and listing it all the same would be most of the work.
+	for _, file := range []string{"hostname", "hosts", "resolv.conf"} {
+		_ = unix.Unlink(filepath.Join(f.Dir, file))
+	}
+	_ = unix.Rmdir(filepath.Join(f.Dir, "shm"))
+	if err := unix.Rmdir(f.Dir); err == nil || err == unix.ENOENT {
+		return nil
 	}
 	return os.RemoveAll(f.Dir)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
 )
 
@@ -225,7 +226,7 @@ func pin(dir, name string, p *pinning, mount func(path string) error) (_ string,
 		return "", err
 	}
 	path := filepath.Join(dir, name)
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	err = smallfile.Create(path, nil, 0o444)
 	if errors.Is(err, os.ErrExist) {
 		if Check(path) == nil {
 			return "", fmt.Errorf("network namespace %s: %w", path, errdefs.ErrAlreadyExists)
@@ -234,12 +235,11 @@ func pin(dir, name string, p *pinning, mount func(path string) error) (_ string,
 		if err := Remove(path); err != nil {
 			return "", err
 		}
-		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+		err = smallfile.Create(path, nil, 0o444)
 	}
 	if err != nil {
 		return "", fmt.Errorf("pin network namespace: %w", err)
 	}
-	_ = f.Close()
 	pinned.Store(path, p)
 	if err = faultpoint.Hit("netns.pin.file"); err == nil {
 		err = mount(path)
