@@ -107,18 +107,31 @@ func (d *confDir) files() ([]string, string, error) {
 	var stamp strings.Builder
 	for _, e := range entries {
 		path := filepath.Join(d.dir, e.Name())
-		var st unix.Stat_t
-		if unix.Stat(path, &st) != nil {
+		st, ok := mark(&stamp, path)
+		if !ok {
 			continue
 		}
-		// Directories count too: they may hold a configuration's plugins.
-		fmt.Fprintf(&stamp, "%s %d %d %d %d\n", e.Name(), st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR { // it may hold a configuration's plugins
+			inside, _ := os.ReadDir(path)
+			for _, e := range inside {
+				mark(&stamp, filepath.Join(path, e.Name()))
+			}
+		}
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(e.Name())) {
 			files = append(files, path)
 		}
 	}
 	slices.Sort(files)
 	return files, stamp.String(), nil
+}
+
+// mark adds to the stamp what changes with a file or directory; not ok: it is gone.
+func mark(stamp *strings.Builder, path string) (st unix.Stat_t, ok bool) {
+	if unix.Stat(path, &st) != nil {
+		return st, false
+	}
+	fmt.Fprintf(stamp, "%s %d %d %d %d\n", path, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
+	return st, true
 }
 
 // load reads one file: a list, or the old form of a single plugin.
