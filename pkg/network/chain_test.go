@@ -82,7 +82,7 @@ func look(t *testing.T, n *node, p Pod, r *Result) map[string]any {
 		for from, to := range map[string]string{p.ID: "ID", r.HostInterface: "VETH"} {
 			s = strings.ReplaceAll(s, from, to)
 		}
-		s = operState.ReplaceAllString(s, `"operstate":""`)
+		s = strings.ReplaceAll(operState.ReplaceAllString(s, `"operstate":""`), `"NO-CARRIER",`, "")
 		s = podName.ReplaceAllString(lastByte.ReplaceAllString(s, "ADDRESS"), `"NAME"`)
 		return decode(t, anonymous(s))
 	}
