@@ -235,13 +235,25 @@ func longIDs(text string) (n int) {
 	return n
 }
 
+// mostSpares is how many files of deleted records are kept for new ones (pkg/records), in each directory.
+const mostSpares = 16
+
+func isSpare(name string) bool { return strings.HasPrefix(filepath.Base(name), ".tmp-spare-") }
+
 // records: one for each object, and a writable layer for each container.
 func (t *torture) records(s *truth) (wrong []string) {
 	root := filepath.Join(t.node.Dir, "root")
 	pods, _ := filepath.Glob(root + "/sandboxes/*")
 	containers, _ := filepath.Glob(root + "/containers/*")
 	layers, _ := filepath.Glob(root + "/images/snapshots/*")
-	wrong = compare("record", ids(pods), s.pods)
+	for _, names := range []*[]string{&pods, &containers} {
+		all := len(*names)
+		*names = slices.DeleteFunc(*names, isSpare)
+		if n := all - len(*names); n > mostSpares {
+			wrong = append(wrong, fmt.Sprintf("%d spare files among the records", n))
+		}
+	}
+	wrong = append(wrong, compare("record", ids(pods), s.pods)...)
 	wrong = append(wrong, compare("record", ids(containers), s.containers)...)
 	return append(wrong, compare("writable layer", ids(layers), s.containers)...)
 }
