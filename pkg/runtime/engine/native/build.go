@@ -55,6 +55,7 @@ type builder struct {
 func (b *builder) build() (err error) {
 	defer func() {
 		if err != nil {
+			err = b.why(err)
 			b.close()
 		}
 	}()
@@ -100,6 +101,17 @@ func (b *builder) build() (err error) {
 		return nil // whoever brings the cgroup goes on
 	}
 	return b.finish()
+}
+
+// why is what the stub has said before it died, if that is why the builder could not go on: it prepares itself meanwhile.
+func (b *builder) why(err error) error {
+	if b.stub == nil || !errors.Is(err, errStubDied) {
+		return err
+	}
+	if said := b.stub.settled(); said != nil && !errors.Is(said, errStubDied) {
+		return said
+	}
+	return err
 }
 
 // leave moves the thread back to where it was before enter, and tells whether it is fit for the next container.

@@ -176,7 +176,14 @@ func TestSecurityLabels(t *testing.T) {
 	} {
 		spec := newSpec("/bin/true")
 		change(spec.Process)
-		ct := b.create(t, b.config(t, spec))
+		ct, err := b.Create(testContext(t), b.config(t, spec))
+		if err != nil { // it prepares itself while it is built, and is gone early or late
+			if !strings.Contains(err.Error(), "security label") {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		t.Cleanup(func() { remove(t, ct) })
 		if _, err := ct.Save(); name == "selinux" && err == nil {
 			t.Error("saved what can't be started")
 		}
