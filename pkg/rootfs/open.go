@@ -59,6 +59,16 @@ func (r Rootfs) open(o Options) (int, error) {
 	if r.Fuse != "" {
 		return r.fuse(o)
 	}
+	fd, err := r.stacked(o)
+	if errors.Is(err, unix.EIO) && r.volatile() {
+		_ = r.forgetVolatile()
+		fd, err = r.synced().stacked(o)
+	}
+	return fd, err
+}
+
+// stacked makes the overlay in the way that the kernel knows.
+func (r Rootfs) stacked(o Options) (int, error) {
 	byNewAPI := r.overlayByFD
 	// An id mapping belongs to a clone; overlayfs takes backslashes in names for escapes.
 	if o.OwnDir && o.UserNS == nil && !strings.Contains(r.Upper+r.Work, `\`) {
@@ -146,6 +156,9 @@ func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 func (r Rootfs) options(o Options) [][2]string {
 	opts := [][2]string{}
 	for _, s := range r.Options {
+		if s == volatile && r.Upper == "" { // the kernel would say in its log that it means nothing
+			continue
+		}
 		k, v, _ := strings.Cut(s, "=")
 		opts = append(opts, [2]string{k, v})
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // TestVolatileAgain mounts layers a second time that were mounted "volatile" before, as when cri-monitor dies while it builds
@@ -39,6 +41,10 @@ func TestVolatileAgain(t *testing.T) {
 	if r.forgetVolatile() {
 		t.Error("forgotten without the option")
 	}
+	r = Rootfs{Lower: r.Lower, Options: []string{"volatile", "xino=off"}}
+	if o := r.options(Options{}); len(o) != 1 {
+		t.Errorf("options without an upper layer: %v", o)
+	}
 }
 
 // TestVolatileIsTaken: on all ways to mount, the kernel leaves its mark.
@@ -59,5 +65,34 @@ func TestVolatileIsTaken(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestVolatileAfterAWriteError: an error in writing to the disk, of whatever was to be written, keeps no container from being
+// made, although overlayfs refuses to mount "volatile" until somebody has been told of it.
+func TestVolatileAfterAWriteError(t *testing.T) {
+	r := stack(t, 2, false)
+	dir := testns.FailingDisk(t)
+	r.Upper, r.Work, r.Options = filepath.Join(dir, "upper"), filepath.Join(dir, "work"), []string{"volatile"}
+	for _, d := range []string{r.Upper, r.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for how, open := range openers {
+		if fd, err := open(r, Options{}); err == nil {
+			unix.Close(fd)
+			t.Fatalf("%s: mounted at once: the test shows nothing", how)
+		}
+	}
+	for _, o := range []Options{{}, {ReadOnly: true}} {
+		f, err := r.Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(fdPath(int(f.Fd())), "f1")); err != nil || string(b) != "1" {
+			t.Errorf("f1: %q, %v", b, err)
+		}
+		f.Close()
 	}
 }

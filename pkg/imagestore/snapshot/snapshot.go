@@ -20,6 +20,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ type Layer struct {
 type Driver interface {
 	// Name is what configuration and status call it.
 	Name() string
-	// Prepare fills dir, an empty directory of the store, for a writable snapshot of the layers, bottom first. On error the
+	// Prepare fills dir, a directory of the store with nothing of a snapshot but, perhaps, the record, for a writable snapshot of the layers, bottom first. On error the
 	// caller removes dir.
 	Prepare(ctx context.Context, dir string, layers []Layer) error
 	// Rootfs describes the snapshot that Prepare made in dir, wherever dir was moved since.
@@ -158,11 +159,15 @@ func probeOverlay(root string, form unpack.MarkForm) (Driver, error) {
 		d.options = []string{"userxattr"}
 	}
 	err := d.try(root)
-	if err != nil {
-		d.writable = nil
-		err = d.try(root)
+	if err == nil {
+		return d, nil
 	}
-	return d, err
+	plain := d
+	plain.writable = nil
+	if perr := plain.try(root); perr != nil || !errors.Is(err, unix.EIO) {
+		return plain, perr
+	}
+	return d, nil // something could not be written, which nobody has been told yet: package rootfs knows what to do
 }
 
 // try mounts an overlay on nothing: a detached mount that goes with its descriptor, fsmount(2), Linux 5.2.

@@ -373,16 +373,3 @@ func TestWritten(t *testing.T) {
 		})
 	}
 }
-
-// TestUnsynced: the end of a container doesn't write out the node's disk. What nobody writes to has no need of that.
-func TestUnsynced(t *testing.T) {
-	testns.Root(t)
-	d := driver(t, "overlay")
-	layers := stack(t, tempDir(t, d), unpack.MarksTrusted, []entry{"a=1"}, []entry{"b=1"})
-	if o := d.Rootfs(tempDir(t, d), layers).Options; !slices.Contains(o, "volatile") {
-		t.Errorf("options of a snapshot: %v", o)
-	}
-	if v, ok := d.View(layers); !ok || slices.Contains(v.Options, "volatile") {
-		t.Errorf("options of a view: %v", v.Options)
-	}
-}
