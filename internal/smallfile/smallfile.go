@@ -115,7 +115,15 @@ func (s *Spares) name() string {
 }
 
 // Remove takes a file out of use: it has no name any more but, perhaps, one of a spare. os.ErrNotExist.
+// A directory is removed if it is empty.
 func (s *Spares) Remove(path string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG { // it would be of no use, and a directory not even be gone for those who clean up
+		return os.Remove(path)
+	}
 	s.mu.Lock()
 	if len(s.free) >= s.limit {
 		s.mu.Unlock()

@@ -173,3 +173,28 @@ func TestSparesTogether(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// What is no file is no spare: it could be neither written nor cleaned away.
+func TestRemoveDirectory(t *testing.T) {
+	dir := t.TempDir()
+	s := NewSpares(dir, ".spare-", 2)
+	path := filepath.Join(dir, "d")
+	if err := os.MkdirAll(filepath.Join(path, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(path); err == nil {
+		t.Error("a directory that is not empty is removed")
+	}
+	if temp, err := s.Temp([]byte("new"), 0o600); err != nil || content(t, temp) != "new" {
+		t.Error(err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(path, "full")), s.Remove(path)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := s.Clean(); err != nil || names(t, dir) != "" {
+		t.Errorf("%v, %s", err, names(t, dir))
+	}
+}
