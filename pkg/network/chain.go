@@ -15,7 +15,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
+	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/network/embedded"
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 	"github.com/seed-9a14075a/cri-server/pkg/operation"
@@ -87,7 +89,7 @@ func (n *CNI) cacheResult(list *confList, rt *libcni.RuntimeConf, r types.Result
 	return err
 }
 
-// putResult writes it beside and renames it.
+// putResult writes it beside and renames it, if it can.
 func (n *CNI) putResult(file string, b []byte) error {
 	temp, err := n.spares.Temp(b, 0o600)
 	if err != nil {
@@ -95,6 +97,9 @@ func (n *CNI) putResult(file string, b []byte) error {
 	}
 	if err = os.Rename(temp, file); err != nil {
 		_ = os.Remove(temp)
+	}
+	if errors.Is(err, unix.EXDEV) { // the results are on a file system of their own, such as a tmpfs
+		return smallfile.Write(file, b, 0o600)
 	}
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
@@ -177,5 +178,33 @@ func TestDetachInProcess(t *testing.T) {
 				t.Errorf("the cached result: %v", err)
 			}
 		})
+	}
+}
+
+// TestResultsElsewhere: the results may be on a file system of their own, such as a tmpfs that is empty after a reboot.
+func TestResultsElsewhere(t *testing.T) {
+	n := newNode(t, ModeEmbedded)
+	results := filepath.Join(n.cfg.CacheDir, "results")
+	if err := os.MkdirAll(results, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", results, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(results, unix.MNT_DETACH) }()
+	for range 2 {
+		p := newPod(t)
+		n.attach(t, p)
+		if list, err := os.ReadDir(results); err != nil || len(list) != 1 {
+			t.Errorf("results: %v, %v", list, err)
+		}
+		if err := n.Detach(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+	}
+	for dir, want := range map[string]int{results: 0, n.cfg.CacheDir: 1} { // which is results
+		if list, err := os.ReadDir(dir); err != nil || len(list) != want {
+			t.Errorf("%s: %v, %v", dir, list, err)
+		}
 	}
 }

@@ -82,6 +82,7 @@ func TestStatus(t *testing.T) {
 func TestConcerns(t *testing.T) {
 	for path, want := range map[string]bool{
 		"/etc/cni/net.d": true, "/etc/cni/net.d/10-a.conflist": true, "/etc/cni/net.d/net/a.conf": true, "/etc/cni": true, "/etc": true, "/": true,
+		"//etc":        true, // as the watch of / tells it
 		"/etc/cni/log": false, "/etc/cni/net.d.bak": false, "/etc/cn": false, "/etc/passwd": false,
 	} {
 		if concerns(path, "/etc/cni/net.d") != want {

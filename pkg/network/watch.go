@@ -54,6 +54,7 @@ func watch(dir string, changed func(), log *slog.Logger) *watcher {
 // concerns tells whether something that happened to a path has to do with dir: it is there, or is a part of the way to it. Of
 // all else beside that way there may be much, such as a log.
 func concerns(path, dir string) bool {
+	path = filepath.Clean(path) // of what is in / or in ., fsnotify tells //name and ./name
 	return path == dir || strings.HasPrefix(path, dir+"/") || strings.HasPrefix(dir, strings.TrimSuffix(path, "/")+"/")
 }
 
