@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,14 +27,26 @@ type InterfaceCounters struct {
 func Counters(netnsPath string, pid int) ([]InterfaceCounters, error) {
 	if pid > 0 {
 		if list, err := countersOf(netnsPath, pid); err == nil {
-			return list, nil
+			return tellable(list), nil
 		}
 	}
 	list, err := dumpCounters(netnsPath)
 	if err != nil {
 		return nil, fmt.Errorf("interface counters of %s: %w", netnsPath, err)
 	}
-	return list, nil
+	return tellable(list), nil
+}
+
+// tellable quotes the names that no message can have. The kernel takes nearly any bytes (dev_valid_name), and a pod with
+// CAP_NET_ADMIN may choose them: as they are they would end each list that it is in. What begins with a quote is quoted too, so
+// that no two have one name.
+func tellable(list []InterfaceCounters) []InterfaceCounters {
+	for i, c := range list {
+		if !utf8.ValidString(c.Name) || strings.HasPrefix(c.Name, `"`) {
+			list[i].Name = strconv.Quote(c.Name)
+		}
+	}
+	return list
 }
 
 // countersOf reads /proc/PID/net/dev (proc_pid_net(5)): a tenth of the system calls that a dump takes, and no lock of the

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
@@ -91,5 +92,37 @@ func TestCountersByProcess(t *testing.T) {
 	}
 	if _, err := Counters("/run/netns/none", os.Getpid()); err == nil {
 		t.Error("a namespace that is not there has counters")
+	}
+}
+
+// A pod may give its interfaces names of any bytes; what is told of them must be valid in a message, or there is none of any
+// pod. Two of them are never told by one name.
+func TestCountersOfOddNames(t *testing.T) {
+	testns.Root(t)
+	const own = "/proc/self/ns/net"
+	names := []string{"odd\xff", "odd\xfe", `"odd\xff"`, "ödd"}
+	for i := 0; i < len(names); i += 2 {
+		if out, err := exec.Command("ip", "link", "add", names[i], "type", "veth", "peer", "name", names[i+1]).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		defer exec.Command("ip", "link", "del", names[i]).Run()
+	}
+	for what, pid := range map[string]int{"by a process": os.Getpid(), "by a dump": 0} {
+		list, err := Counters(own, pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := map[string]bool{}
+		for _, c := range list {
+			if told[c.Name] || !utf8.ValidString(c.Name) {
+				t.Errorf("%s: %q", what, c.Name)
+			}
+			told[c.Name] = true
+		}
+		for _, want := range []string{"lo", "ödd", `"odd\xff"`, `"odd\xfe"`, `"\"odd\\xff\""`} {
+			if !told[want] {
+				t.Errorf("%s: %s is not told of: %v", what, want, told)
+			}
+		}
 	}
 }
