@@ -217,7 +217,7 @@ func configure(ifname string, conf *bridgeConf, r *current.Result) error {
 			gw6 = ip.Gateway
 		}
 	}
-	if !v6 && len(r.IPs) > 0 {
+	if silent(conf, r) {
 		if err := silence(l.Attrs().Index); err != nil {
 			return fmt.Errorf("%s: %w", ifname, err)
 		}

@@ -3,6 +3,7 @@ package embedded
 import (
 	"fmt"
 	"net"
+	"slices"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -16,7 +17,7 @@ import (
 func configurePod(c Call, ns int, index int, conf *bridgeConf, r *current.Result) error {
 	if index > 0 && simple(conf, r) {
 		if fd := netns.TakeSocket(c.NetNS); fd >= 0 {
-			return configureByIndex(fd, c.IfName, index, r)
+			return configureByIndex(fd, c.IfName, index, conf, r)
 		}
 	}
 	return netns.DoFD(ns, func() error { return configure(c.IfName, conf, r) })
@@ -48,14 +49,17 @@ func simple(conf *bridgeConf, r *current.Result) bool {
 // configureByIndex is configure for a simple result, by a socket in the pod's namespace, which it closes: nobody enters the
 // namespace, and one system call brings it all there. What configure does by sysctls comes with the namespace (accept_dad,
 // see netns.Prepare) or with the link (arp_notify).
-func configureByIndex(fd int, ifname string, index int, r *current.Result) error {
+func configureByIndex(fd int, ifname string, index int, conf *bridgeConf, r *current.Result) error {
 	d, err := newDialog(fd)
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	reqs, what := []*nl.NetlinkRequest{silentRequest(index), notifyRequest(index)}, []string{"", "arp_notify of " + ifname}
+	reqs, what := []*nl.NetlinkRequest{notifyRequest(index)}, []string{"arp_notify of " + ifname}
 	add := func(req *nl.NetlinkRequest, of string) { reqs, what = append(reqs, req), append(what, of) }
+	if silent(conf, r) {
+		add(silentRequest(index), "")
+	}
 	var gw net.IP
 	for _, ip := range r.IPs {
 		add(addrRequest(index, &netlink.Addr{IPNet: &ip.Address}), "address "+ip.Address.String()+" on "+ifname)
@@ -84,7 +88,15 @@ func configureByIndex(fd int, ifname string, index int, r *current.Result) error
 	return nil
 }
 
-// silentRequest keeps the interface of a pod that has IPv4 alone from making itself a link-local address when it comes up. With
+// silent tells whether a pod has no use for IPv6: it is given none, and the router on its link is the bridge. Behind a bridge that
+// is none there may be another, which the pod must ask for, or it has its IPv6 address only with what that one tells all, some
+// ten minutes later at the worst (RFC 4861, 6.2.1, MaxRtrAdvInterval).
+func silent(conf *bridgeConf, r *current.Result) bool {
+	is6 := func(ip *current.IPConfig) bool { return ip.Address.IP.To4() == nil }
+	return conf.IsGateway && len(r.IPs) > 0 && !slices.ContainsFunc(r.IPs, is6)
+}
+
+// silentRequest keeps the interface of a silent pod from making itself a link-local address when it comes up. With
 // it the pod would ask for a router, again and again, and report the multicast group of its address: frames that the bridge copies
 // to each of its ports, most of them with the lock of all network changes held. On a node of 500 pods that is a millisecond of
 // each start in which no other pod's network can be made. Nothing depends on it: without IPv6 it is refused.

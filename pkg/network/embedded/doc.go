@@ -6,7 +6,7 @@
 // key (see Unsupported); keys that no plugin knows are ignored, as there.
 //
 // Where they differ: masquerading and host ports are always nftables, in the table of package nat; a host port that
-// another pod has is refused; a pod that is given IPv4 addresses alone has no link-local IPv6 address; a link is not
-// deleted by DEL at once, which takes the kernel ~20 ms each, but loses its addresses and is deleted with others a second
-// later, unless its namespace took it away before that.
+// another pod has is refused; a pod that is given IPv4 addresses alone has no link-local IPv6 address, if the bridge is its
+// gateway; a link is not deleted by DEL at once, which takes the kernel ~20 ms each, but loses its addresses and is deleted
+// with others a second later, unless its namespace took it away before that.
 package embedded
