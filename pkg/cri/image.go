@@ -6,6 +6,7 @@ import (
 	"iter"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -117,7 +118,9 @@ func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.RemoveImageResponse{}, s.staged(ctx, "remove image "+image.ID, func(ctx context.Context, op *operation.Op) error {
+	// One that was pulled again while the former is being removed is another.
+	key := fmt.Sprintf("remove image %s, pulled %s", image.ID, image.PulledAt.Format(time.RFC3339Nano))
+	return &runtimeapi.RemoveImageResponse{}, s.staged(ctx, key, func(ctx context.Context, op *operation.Op) error {
 		op.Stage("image store")
 		return s.images.Remove(ctx, image.ID)
 	})

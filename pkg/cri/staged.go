@@ -15,7 +15,7 @@ const endTimeout = 4 * time.Minute
 
 // newEnds returns the group of the calls that take something down or change it.
 func (s *Server) newEnds() *operation.Group {
-	return operation.NewGroup(operation.Options{Log: s.log, Keep: -1})
+	return operation.NewGroup(operation.Options{Log: s.log, Keep: -1, Parallel: true})
 }
 
 // staged runs such a call apart from its caller, who may be told at his deadline at which stage it is even if the call itself

@@ -63,3 +63,40 @@ func TestNothingKept(t *testing.T) {
 		t.Errorf("left over: %v", g.calls)
 	}
 }
+
+// TestEndedIsNotJoined: with Keep below 0 who comes after the end has the work done again, even if a caller of before has not
+// fetched his result yet.
+func TestEndedIsNotJoined(t *testing.T) {
+	g := NewGroup(Options{Log: slog.New(slog.DiscardHandler), Keep: -1})
+	slow, err := g.join(t.Context(), "k", 0, func(context.Context, *Op) (any, error) { return 1, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-slow.done
+	if v, err := Do(t.Context(), g, "k", 0, func(context.Context, *Op) (int, error) { return 2, nil }); v != 2 || err != nil {
+		t.Errorf("%d, %v", v, err)
+	}
+	if !g.leave(t.Context(), slow) || slow.value != 1 {
+		t.Errorf("the first caller got %v", slow.value)
+	}
+	if len(g.calls) != 0 {
+		t.Errorf("left over: %v", g.calls)
+	}
+}
+
+// TestParallel: what failed may be another thing than what was begun last.
+func TestParallel(t *testing.T) {
+	for name, c := range map[string]struct {
+		o    Options
+		want string
+	}{"one after the other": {Options{}, "last: network: it failed"}, "side by side": {Options{Parallel: true}, "network: it failed"}} {
+		_, err := Do(t.Context(), NewGroup(c.o), "k", 0, func(_ context.Context, op *Op) (int, error) {
+			op.Stage("network")
+			op.Stage("last")
+			return 0, errors.New("network: it failed")
+		})
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

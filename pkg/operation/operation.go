@@ -32,6 +32,9 @@ type Options struct {
 	// Keep is how long a result waits for a retry to claim it. Default: 5 minutes, which is more than kubelet's longest
 	// back-off. Less than 0: it does not, as it should be for work that does nothing when it is done again.
 	Keep time.Duration
+	// Parallel: an operation does things side by side, or goes on to the next when one has failed, so the stage begun last is not
+	// always where it failed, and is not put before the error, which must say so itself.
+	Parallel bool
 	// UndoTimeout is the deadline of each undo step. Default: 30 s.
 	UndoTimeout time.Duration
 	// Done is called after each operation, before its callers get the result. It must not block.
@@ -83,8 +86,8 @@ func NewGroup(o Options) *Group {
 // context keeps ctx's values but not its end: it is over after timeout (0: never) or when the Group is cancelled. Two
 // calls with one key must mean the same work and the same T; a key is best "verb object", such as "run ns/name/uid/0".
 //
-// An error of fn is returned as "stage: …" and keeps its errdefs kind; before that, fn's undo steps have run. When
-// ctx ends first, Do returns ctx's error, which says what the operation is at, and the operation goes on.
+// An error of fn is returned as "stage: …" (but see Options.Parallel) and keeps its errdefs kind; before that, fn's undo steps
+// have run. When ctx ends first, Do returns ctx's error, which says what the operation is at, and the operation goes on.
 func Do[T any](ctx context.Context, g *Group, key string, timeout time.Duration, fn func(ctx context.Context, op *Op) (T, error)) (T, error) {
 	var zero T
 	c, err := g.join(ctx, key, timeout, func(ctx context.Context, op *Op) (any, error) { return fn(ctx, op) })
@@ -114,7 +117,7 @@ func gone(ctx context.Context, op *Op) error {
 	if !t.Running {
 		return fmt.Errorf("%s: ended too late for this call: repeat it: %w", op.key, ctx.Err())
 	}
-	return fmt.Errorf("%s: still at stage %q after %v: it goes on, and a retry joins it: %w",
+	return fmt.Errorf("%s: still at stage %q after %v: it goes on, and a retry waits for it: %w",
 		op.key, t.At(), t.Total.Round(time.Millisecond), ctx.Err())
 }
 
@@ -125,7 +128,8 @@ func (g *Group) join(ctx context.Context, key string, timeout time.Duration, fn 
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c, ok := g.calls[key]; ok {
+	// One that ended may still be there because a caller has not fetched its result yet.
+	if c, ok := g.calls[key]; ok && (!c.finished || g.o.Keep > 0) {
 		c.waiters++
 		return c, nil
 	}
@@ -232,7 +236,7 @@ func (g *Group) conclude(ctx context.Context, op *Op, v any, err error) (any, er
 	} else if cause := context.Cause(ctx); errors.Is(err, context.Canceled) && cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w (%v)", cause, err)
 	}
-	if stage != "" {
+	if stage != "" && !g.o.Parallel {
 		err = fmt.Errorf("%s: %w", stage, err)
 	}
 	op.end(err.Error())

@@ -15,6 +15,10 @@ import (
 // Remove ends a container if it still runs, removes its writable layer and forgets it. The log stays: it is the
 // caller's. Idempotent; an unknown id is no error, as the CRI wants it. ctx's operation, if it has one, is told the stages.
 func (c *Containers) Remove(ctx context.Context, id string) error {
+	return c.remove(ctx, id, operation.FromContext(ctx).Stage)
+}
+
+func (c *Containers) remove(ctx context.Context, id string, stage func(name string)) error {
 	ctr, err := c.Get(id)
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -22,12 +26,11 @@ func (c *Containers) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	op := operation.FromContext(ctx)
-	op.Stage("stop")
+	stage("stop")
 	if err := c.Stop(ctx, ctr.ID, 0); err != nil {
 		return err
 	}
-	op.Stage("wait for other calls")
+	stage("wait for other calls")
 	unlock, err := c.locks.Lock(ctx, ctr.ID)
 	if err != nil {
 		return fmt.Errorf("container %s is busy: %w", ctr.ID, err)
@@ -38,17 +41,21 @@ func (c *Containers) Remove(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout) // what was begun is finished
 	defer cancel()
-	return c.discard(ctx, ctr)
+	return c.discard(ctx, ctr, stage)
 }
 
 // RemoveSandbox removes all containers of a sandbox.
 func (c *Containers) RemoveSandbox(ctx context.Context, sandboxID string) error {
+	list, stage := c.OfSandbox(sandboxID), operation.FromContext(ctx).Stage
+	if len(list) > 1 { // each is at another one
+		stage = func(string) {}
+	}
 	var g errgroup.Group // without a common context, as in StopSandbox
-	for _, ctr := range c.OfSandbox(sandboxID) {
+	for _, ctr := range list {
 		if ctr.State == Creating {
 			g.Go(func() error { return c.abort(ctx, ctr) })
 		} else {
-			g.Go(func() error { return c.Remove(ctx, ctr.ID) })
+			g.Go(func() error { return c.remove(ctx, ctr.ID, stage) })
 		}
 	}
 	err := g.Wait()
@@ -59,7 +66,7 @@ func (c *Containers) RemoveSandbox(ctx context.Context, sandboxID string) error 
 // takeBack takes down a container that was not finished, with its record. What can't be taken down is listed from then
 // on, so that it can be stopped and removed; its record stays as it is, so the next start tries again, too.
 func (c *Containers) takeBack(ctx context.Context, ctr *Container) error {
-	err := c.discard(ctx, ctr)
+	err := c.discard(ctx, ctr, operation.FromContext(ctx).Stage)
 	if err == nil {
 		return nil
 	}
@@ -76,24 +83,23 @@ func (c *Containers) takeBack(ctx context.Context, ctr *Container) error {
 
 // discard takes down a container and its record. If something can't be taken down the record stays, so that a retry or
 // the next start finds it.
-func (c *Containers) discard(ctx context.Context, ctr *Container) error {
-	op := operation.FromContext(ctx)
-	op.Stage("processes and cgroup")
+func (c *Containers) discard(ctx context.Context, ctr *Container, stage func(name string)) error {
+	stage("processes and cgroup")
 	if err := c.release(ctx, ctr); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
-	op.Stage("snapshot")
+	stage("snapshot")
 	if err := c.cfg.Images.RemoveSnapshot(ctx, ctr.ID); err != nil {
 		return fmt.Errorf("remove container %s: snapshot: %w", ctr.ID, err)
 	}
 	if err := faultpoint.Hit("container.remove.snapshot"); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
-	op.Stage("volumes")
+	stage("volumes")
 	if err := c.removeVolumes(ctx, ctr); err != nil {
 		return fmt.Errorf("remove container %s: %w", ctr.ID, err)
 	}
-	op.Stage("record")
+	stage("record")
 	unlock, err := c.edits.Lock(ctx, ctr.ID) // a late change must not bring the record back
 	if err != nil {
 		return err
