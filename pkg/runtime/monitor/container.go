@@ -93,10 +93,17 @@ func (c *container) start(ctx context.Context) (State, error) {
 
 // run is start with op held.
 func (c *container) run(ctx context.Context) (State, error) {
-	if st := c.state.Load(); st.Status != Created {
-		if st.StartError != "" { // whoever asks again must not take this for the reason
-			return State{}, fmt.Errorf("container %s is %s: %s: %w", c.id, st.Status, st.StartError, errdefs.ErrFailedPrecondition)
+	if st := c.state.Load(); st.StartError != "" { // whoever asks again must not take this for the reason
+		if st.Status == Created { // its start has failed, and its end is under way
+			select {
+			case <-c.stopped:
+				st = c.state.Load()
+			case <-ctx.Done():
+				return State{}, fmt.Errorf("container %s has not ended yet after a start that failed: %s: %w", c.id, st.StartError, ctx.Err())
+			}
 		}
+		return State{}, fmt.Errorf("container %s is %s: %s: %w", c.id, st.Status, st.StartError, errdefs.ErrFailedPrecondition)
+	} else if st.Status != Created {
 		return State{}, fmt.Errorf("container %s is %s, not created: %w", c.id, st.Status, errdefs.ErrFailedPrecondition)
 	}
 	if err := faultpoint.Hit("monitor.start.begin"); err != nil {
