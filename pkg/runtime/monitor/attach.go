@@ -42,7 +42,7 @@ func (t *attachTask) run(c *conn) error {
 		case <-c.ctx.Done():
 			t.a.Close()
 			return c.ctx.Err()
-		case <-c.s.freezer.begun():
+		case <-c.frozen:
 			return errFrozen
 		}
 	}

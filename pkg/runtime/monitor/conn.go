@@ -35,6 +35,7 @@ type conn struct {
 	gate *readGate
 
 	// What follows belongs to the one that answers, and to the server while it is frozen; todo to both, see push.
+	frozen  <-chan struct{} // closed by the freeze that stops both goroutines, even if that was given up meanwhile
 	greeted bool
 	task    task // what is under way, nil: nothing
 
@@ -57,6 +58,22 @@ func (c *conn) pop() (f *frame) {
 		f, c.todo = c.todo[0], c.todo[1:]
 	}
 	return f
+}
+
+// more waits for a further frame of a request that has several. An error must end the connection: what is still to come of
+// the request would be taken for another, and after a freeze nobody reads it.
+func (c *conn) more() (*frame, error) {
+	if f := c.pop(); f != nil {
+		return f, nil
+	}
+	select {
+	case f := <-c.frames:
+		return f, nil
+	case <-c.ctx.Done():
+		return nil, c.ctx.Err()
+	case <-c.frozen:
+		return nil, fmt.Errorf("cri-monitor is about to be upgraded: %w", errdefs.ErrUnavailable)
+	}
 }
 
 // task is something that a request has begun and that goes on after it.
@@ -113,11 +130,11 @@ func (c *conn) read(gate *readGate) {
 	}
 }
 
-func (c *conn) serve(frozen <-chan struct{}) {
+func (c *conn) serve() {
 	over := false
 	defer func() { c.stopped(over) }()
 	for {
-		err := c.next(frozen)
+		err := c.next()
 		if errors.Is(err, errFrozen) {
 			return
 		}
@@ -133,7 +150,7 @@ func (c *conn) serve(frozen <-chan struct{}) {
 }
 
 // next does one thing: the task, if there is one, else a request.
-func (c *conn) next(frozen <-chan struct{}) error {
+func (c *conn) next() error {
 	if c.task != nil {
 		err := c.guard(nil, func() error { return c.task.run(c) })
 		if !errors.Is(err, errFrozen) {
@@ -142,7 +159,7 @@ func (c *conn) next(frozen <-chan struct{}) error {
 		return err
 	}
 	select { // first, since select chooses at random
-	case <-frozen:
+	case <-c.frozen:
 		return errFrozen
 	default:
 	}
@@ -151,7 +168,7 @@ func (c *conn) next(frozen <-chan struct{}) error {
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
-		case <-frozen:
+		case <-c.frozen:
 			return errFrozen
 		case f = <-c.frames:
 		}
@@ -282,7 +299,7 @@ func (w *waitTask) run(c *conn) error {
 		return c.write(kindOK, w.id, *w.ct.state.Load())
 	case <-c.ctx.Done():
 		return c.ctx.Err()
-	case <-c.s.freezer.begun():
+	case <-c.frozen:
 		return errFrozen
 	}
 }

@@ -144,7 +144,7 @@ func (t *eventTask) stream(c *conn) error {
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
-		case <-c.s.freezer.begun():
+		case <-c.frozen:
 			return errFrozen
 		case g := <-c.frames:
 			g.closeFiles()
@@ -160,7 +160,6 @@ func (t *eventTask) stream(c *conn) error {
 
 // writable waits until an event can be sent without waiting for the client: who does not read must not hold up a freeze.
 func (c *conn) writable() error {
-	frozen := c.s.freezer.begun()
 	for {
 		ready := false
 		raw, err := c.c.SyscallConn()
@@ -176,7 +175,7 @@ func (c *conn) writable() error {
 		select {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
-		case <-frozen:
+		case <-c.frozen:
 			return errFrozen
 		case <-time.After(slowClient):
 		}

@@ -320,7 +320,7 @@ func (t *execTask) run(c *conn) error {
 			t.x.kill()
 			t.settle()
 			return c.ctx.Err()
-		case <-c.s.freezer.begun():
+		case <-c.frozen:
 			return errFrozen
 		}
 	}

@@ -101,10 +101,10 @@ func (c *conn) start() {
 		return
 	}
 	c.live = 2
-	c.gate = &readGate{frozen: frozen}
+	c.gate, c.frozen = &readGate{frozen: frozen}, frozen
 	c.s.work.Add(2)
 	go c.read(c.gate)
-	go c.serve(frozen)
+	go c.serve()
 }
 
 // stopped is called by both goroutines. When the second has stopped for a freeze that was given up meanwhile, the

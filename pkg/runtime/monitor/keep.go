@@ -243,7 +243,7 @@ func (t *keepTask) run(c *conn) error {
 		g.closeFiles()
 		c.s.keepers.remove(c)
 		return fmt.Errorf("request on a keeper's connection: %w", unix.EPROTO)
-	case <-c.s.freezer.begun():
+	case <-c.frozen:
 		return errFrozen
 	}
 }

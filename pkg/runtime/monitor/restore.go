@@ -28,39 +28,40 @@ type part struct {
 // restore takes back what a keeper has of a cri-monitor that has died. All comes on this connection, one message for
 // each container, and is answered after the last.
 func (c *conn) restore(f *frame) error {
-	var parts []part
+	id := f.id
+	parts, err := c.parts(f)
+	if err != nil { // nothing was taken; who keeps it has it, and begins anew
+		closeParts(parts)
+		_ = c.fail(id, err)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	defer cancel()
+	return c.write(kindOK, id, restored{c.s.takeBack(ctx, parts)})
+}
+
+// parts are all messages of a restore; f is the first.
+func (c *conn) parts(f *frame) (parts []part, err error) {
 	for {
 		var k kept
-		err := f.decode(&k)
-		if err == nil {
+		if err = f.decode(&k); err == nil {
 			var p part
 			if p, err = f.part(k); err == nil {
 				parts = append(parts, p)
 			}
 		}
 		f.closeFiles()
-		if err != nil {
-			closeParts(parts)
-			return c.fail(f.id, err)
+		if err != nil || k.Synced {
+			return parts, err
 		}
-		if k.Synced {
-			break
-		}
-		select {
-		case f = <-c.frames:
-		case <-c.ctx.Done():
-			closeParts(parts)
-			return c.ctx.Err()
+		if f, err = c.more(); err != nil {
+			return parts, err
 		}
 		if f.kind != kindRestore {
 			f.closeFiles()
-			closeParts(parts)
-			return c.fail(f.id, fmt.Errorf("request of kind %d within a restore: %w", f.kind, errdefs.ErrFailedPrecondition))
+			return parts, fmt.Errorf("request of kind %d within a restore: %w", f.kind, errdefs.ErrFailedPrecondition)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
-	defer cancel()
-	return c.write(kindOK, f.id, restored{c.s.takeBack(ctx, parts)})
 }
 
 // part takes the descriptors of f as ones that Go's poller knows nothing of.

@@ -142,7 +142,7 @@ func (t *upgradeTask) run(c *conn) error {
 			return c.write(kindOK, t.id, c.s.version)
 		}
 		return c.fail(t.id, err)
-	case <-c.s.freezer.begun():
+	case <-c.frozen:
 		return errFrozen
 	}
 }
