@@ -2,6 +2,8 @@ package monitor
 
 import (
 	"context"
+	"net"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -40,5 +42,52 @@ func TestCreateStartFails(t *testing.T) {
 	}
 	if err := n.Delete(t.Context(), "c"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCreateStartCutShort: a start within a create that the death of a cri-monitor has cut short fails as others do.
+func TestCreateStartCutShort(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		creates := 0
+		for {
+			uc, err := ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			for err == nil {
+				var f *frame
+				if f, err = readFrame(uc, nil); err != nil {
+					break
+				}
+				switch f.kind {
+				case kindHello:
+					err = writeFrame(uc, kindOK, f.id, hello{protocolMin, protocolMax})
+				case kindCreate:
+					if creates++; creates == 1 {
+						err = errdefs.ErrUnavailable
+						break
+					}
+					err = writeFrame(uc, kindError, f.id, encodeError(errdefs.ErrAlreadyExists))
+				case kindState:
+					err = writeFrame(uc, kindOK, f.id, State{ID: "c", Status: Created, StartError: "it was cut short"})
+				}
+			}
+			uc.Close()
+		}
+	}()
+	ready := make(chan struct{})
+	close(ready)
+	c := &Client{socket: socket, keeper: &keeper{ready: ready}}
+	if st, err := c.Create(t.Context(), &CreateRequest{ID: "c", Start: true}); !errdefs.IsUnavailable(err) {
+		t.Errorf("%+v, %v", st, err)
+	}
+	for _, uc := range c.idle {
+		uc.Close()
 	}
 }

@@ -38,7 +38,9 @@ func (c *Client) Create(ctx context.Context, req *CreateRequest) (st State, err 
 	}
 	err = c.call(ctx, kindCreate, req.lean(), &st)
 	if errdefs.IsAlreadyExists(err) && (lost || errors.Is(err, errRepeated)) {
-		return c.State(ctx, req.ID)
+		if st, err = c.State(ctx, req.ID); err == nil && st.StartError != "" { // see Start
+			return State{}, fmt.Errorf("%s: %w", st.StartError, errdefs.ErrUnavailable)
+		}
 	}
 	return st, err
 }
