@@ -20,13 +20,6 @@ type freezer struct {
 	idle   chan struct{} // closed when there is none, while a freeze waits for that
 }
 
-// begun is closed by the next freeze, or the present one.
-func (f *freezer) begun() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.channel()
-}
-
 func (f *freezer) channel() chan struct{} {
 	if f.begin == nil {
 		f.begin, f.end = make(chan struct{}), make(chan struct{})

@@ -53,6 +53,7 @@ func TestFreezeWhileAContainerEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), testns.Patience(20*time.Second))
 	defer cancel()
 	frozen := make(chan error, 1)
+	begun, _ := n.s.freezer.enter(0)
 	go func() {
 		thaw, err := n.s.freeze(ctx)
 		if err == nil {
@@ -63,7 +64,7 @@ func TestFreezeWhileAContainerEnds(t *testing.T) {
 		}
 		frozen <- err
 	}()
-	<-n.s.freezer.begun()
+	<-begun
 	close(e.goOn)
 	if err := <-frozen; err != nil {
 		t.Error(err)

@@ -59,8 +59,9 @@ func TestFreezeGivenUp(t *testing.T) {
 	}()
 	<-e.reached
 	ctx, cancel := context.WithCancel(t.Context())
+	frozen, _ := n.s.freezer.enter(0)
 	go func() {
-		<-n.s.freezer.begun()
+		<-frozen
 		cancel()
 	}()
 	if _, err := n.s.freeze(ctx); !errdefs.IsUnavailable(err) {
