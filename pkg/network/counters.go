@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -22,7 +23,7 @@ type InterfaceCounters struct {
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// Counters reads the counters of all interfaces in a network namespace. pid is a process that is likely in it, through which
+// Counters reads the counters of the interfaces in a network namespace, up to maxInterfaces. pid is a process that is likely in it, through which
 // they are read without a thread's entering it; 0 for none.
 func Counters(netnsPath string, pid int) ([]InterfaceCounters, error) {
 	if pid > 0 {
@@ -37,10 +38,21 @@ func Counters(netnsPath string, pid int) ([]InterfaceCounters, error) {
 	return tellable(list), nil
 }
 
-// tellable quotes the names that no message can have. The kernel takes nearly any bytes (dev_valid_name), and a pod with
-// CAP_NET_ADMIN may choose them: as they are they would end each list that it is in. What begins with a quote is quoted too, so
-// that no two have one name.
+// maxInterfaces is how many of a pod are told of.
+const maxInterfaces = 128
+
+// tellable makes of a pod's interfaces what fits into a list of all pods: one with CAP_NET_ADMIN may have thousands, which alone
+// are more than clients take, and give them names that no message can have, as the kernel takes nearly any bytes
+// (dev_valid_name). Of too many the pod's own stays, and the first of the others. What is no text is quoted, and what begins with
+// a quote too, so that no two have one name.
 func tellable(list []InterfaceCounters) []InterfaceCounters {
+	if len(list) > maxInterfaces {
+		own := slices.IndexFunc(list, func(c InterfaceCounters) bool { return c.Name == ifName })
+		if own >= maxInterfaces {
+			list[maxInterfaces-1] = list[own]
+		}
+		list = list[:maxInterfaces]
+	}
 	for i, c := range list {
 		if !utf8.ValidString(c.Name) || strings.HasPrefix(c.Name, `"`) {
 			list[i].Name = strconv.Quote(c.Name)

@@ -1,10 +1,12 @@
 package network
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,6 +125,22 @@ func TestCountersOfOddNames(t *testing.T) {
 			if !told[want] {
 				t.Errorf("%s: %s is not told of: %v", what, want, told)
 			}
+		}
+	}
+}
+
+// A pod with thousands of interfaces does not make the list of all pods longer than clients take.
+func TestCountersOfTooMany(t *testing.T) {
+	for _, at := range []int{0, 5, maxInterfaces - 1, maxInterfaces, 4999} {
+		list := make([]InterfaceCounters, 5000)
+		for i := range list {
+			list[i] = InterfaceCounters{Name: fmt.Sprint("odd", i), RxBytes: uint64(i)}
+		}
+		list[at].Name = ifName
+		told := tellable(list)
+		own := slices.IndexFunc(told, func(c InterfaceCounters) bool { return c.Name == ifName })
+		if len(told) != maxInterfaces || own < 0 || told[own].RxBytes != uint64(at) {
+			t.Errorf("the pod's own is number %d: %d are told of, it is number %d", at, len(told), own)
 		}
 	}
 }
