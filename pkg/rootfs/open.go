@@ -60,6 +60,9 @@ func (r Rootfs) open(o Options) (int, error) {
 		return r.fuse(o)
 	}
 	fd, err := r.stacked(o)
+	if errors.Is(err, unix.EINVAL) && r.forgetVolatile() { // of whichever way
+		fd, err = r.stacked(o)
+	}
 	if errors.Is(err, unix.EIO) && r.volatile() {
 		_ = r.forgetVolatile()
 		fd, err = r.synced().stacked(o)
@@ -75,9 +78,6 @@ func (r Rootfs) stacked(o Options) (int, error) {
 		byNewAPI = r.overlayByName
 	}
 	fd, err := byNewAPI(o)
-	if errors.Is(err, unix.EINVAL) && r.forgetVolatile() {
-		fd, err = byNewAPI(o)
-	}
 	// EINVAL: no "lowerdir+", no descriptors, or no clones as layers; ENODEV, EOPNOTSUPP: no fsopen for overlayfs.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
 		old, oldErr := r.overlayByMount(o)
