@@ -128,3 +128,23 @@ func TestBriefAnswers(t *testing.T) {
 		})
 	}
 }
+
+// TestSessionNumbers: a session is called what its client says, unless another is, or the number is one of the server's own.
+func TestSessionNumbers(t *testing.T) {
+	const chosen = clientNumbers + 7
+	e := &execSet{}
+	for i, tt := range []struct{ chosen, want uint64 }{{0, 1}, {chosen, chosen}, {chosen, 2}, {9, 3}, {0, 4}, {chosen + 1, chosen + 1}} {
+		x := &session{}
+		if e.begin(x, tt.chosen); x.n != tt.want || e.live[x.n] != x {
+			t.Errorf("%d: session %d, want %d", i, x.n, tt.want)
+		}
+	}
+	e = &execSet{dirs: []*sessionCgroup{{n: chosen, ended: true}}} // which has left processes
+	for _, n := range []uint64{chosen, 5} {
+		e.used(n)
+	}
+	x := &session{}
+	if e.begin(x, chosen); x.n != 6 {
+		t.Errorf("session %d", x.n)
+	}
+}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -87,11 +89,13 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
 	call.Process, call.Env = SplitEnv(req.Process)
 	call.Seccomp, call.Releases, call.Brief = req.Seccomp, true, req.Brief
+	call.Session = clientNumbers + rand.Uint64N(1<<62)
+	x := &Exec{client: c, id: req.ID, session: call.Session}
 	s, f, err := c.open(ctx, kindExec, call, files...)
 	if err != nil {
-		return nil, err
+		return nil, x.orphaned(err, 2*settleTime)
 	}
-	x := &Exec{client: c, id: req.ID, s: s}
+	x.s = s
 	var exited execExited // a program that has ended already
 	started := &execStarted{}
 	if f.kind == kindExited {
@@ -128,16 +132,22 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 			x.code = exited.Code
 			return false
 		})
-		if errors.Is(x.err, errLost) && c.kept() != nil {
-			// The process is nobody's now; it must not outlive its session.
-			ctx, cancel := deadline(context.Background())
-			defer cancel()
-			if err := x.kill(ctx); err != nil {
-				x.err = fmt.Errorf("%w (its processes may live on: %w)", x.err, err)
-			}
-		}
+		x.err = x.orphaned(x.err, callTime)
 	}()
 	return x, nil
+}
+
+// orphaned ends what a cri-monitor that has died may have left of the session: it is nobody's now, and must not outlive it.
+func (x *Exec) orphaned(err error, limit time.Duration) error {
+	if !errors.Is(err, errLost) || x.client.kept() == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if kerr := x.kill(ctx); kerr != nil {
+		return fmt.Errorf("%w (its processes may live on: %w)", err, kerr)
+	}
+	return err
 }
 
 // Wait returns the exit code, 128+n for a death by signal n, once the process itself has ended. Processes that it left

@@ -24,15 +24,6 @@ type execSet struct {
 	dirs []*sessionCgroup    // of running sessions, and of those that left processes
 }
 
-// begin gives a session its number.
-func (e *execSet) begin(x *session) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.seq++
-	x.n = e.seq
-	e.enter(x)
-}
-
 // began tells the session's process.
 func (e *execSet) began(x *session, proc engine.Process) {
 	e.mu.Lock()
@@ -180,7 +171,7 @@ func (c *container) exec(ctx context.Context, call *stdioCall, stdio [3]*os.File
 	}
 	x := &session{c: c}
 	cfg := &engine.ExecConfig{Process: call.Process, Seccomp: call.Seccomp, Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2]}
-	c.execs.begin(x)
+	c.execs.begin(x, call.Session)
 	if c.oci == nil && c.cgroup != (engine.PackedCgroup{}) {
 		var err error
 		if cfg.Cgroup, x.cg, err = newSessionCgroup(c.cgroup.Cgroup(), x.n); err != nil {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,6 +63,28 @@ func sessionParent(of *engine.Cgroup) (dir, hierarchy string) {
 	return "", ""
 }
 
+// clientNumbers is where the numbers begin that clients choose, at random; those below are the server's.
+const clientNumbers = 1 << 32
+
+// begin gives a session its number: the one that its client has chosen, if it may have that.
+func (e *execSet) begin(x *session, chosen uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	taken := e.live[chosen] != nil || slices.ContainsFunc(e.dirs, func(cg *sessionCgroup) bool { return cg.n == chosen })
+	if x.n = chosen; chosen < clientNumbers || taken {
+		e.seq++
+		x.n = e.seq
+	}
+	e.enter(x)
+}
+
+// used keeps the server's own numbers apart from those of a former process.
+func (e *execSet) used(n uint64) {
+	if n < clientNumbers {
+		e.seq = max(e.seq, n)
+	}
+}
+
 // find takes over the cgroups of sessions that a former process has made. They count as ended, until resume says
 // otherwise.
 func (e *execSet) find(of *engine.Cgroup) {
@@ -77,7 +100,7 @@ func (e *execSet) find(of *engine.Cgroup) {
 		if err != nil || !strings.HasPrefix(entry.Name(), sessionPrefix) {
 			continue
 		}
-		e.seq = max(e.seq, n)
+		e.used(n)
 		e.dirs = append(e.dirs, &sessionCgroup{n: n, dir: filepath.Join(dir, entry.Name()), unified: hierarchy == "", ended: true})
 	}
 }
@@ -86,7 +109,7 @@ func (e *execSet) find(of *engine.Cgroup) {
 func (e *execSet) resume(x *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.seq = max(e.seq, x.n)
+	e.used(x.n)
 	e.enter(x)
 	for _, cg := range e.dirs {
 		if cg.n == x.n {

@@ -80,6 +80,9 @@ type stdioCall struct {
 	// Brief: a program that ends soon is told of once, by a kindExited with what a kindStarted would have said. Servers that
 	// don't know it send both.
 	Brief bool `json:"brief,omitempty"` // exec
+	// Session is what the session is to be called, see clientNumbers: so the client can end it although it got no answer. Servers
+	// that don't know it choose for themselves, as they do without it.
+	Session uint64 `json:"session,omitempty"` // exec
 }
 
 // execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
