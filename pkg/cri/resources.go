@@ -6,6 +6,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/seed-9a14075a/cri-server/pkg/inspect"
+	"github.com/seed-9a14075a/cri-server/pkg/operation"
 )
 
 // UpdatePodSandboxResources takes note of a pod's new size. kubelet takes any error but Unimplemented for a refusal of
@@ -19,7 +20,10 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.Up
 			return nil, invalid("%s: cpu_period %d and cpu_shares %d must not be negative", part.name, part.res.GetCpuPeriod(), part.res.GetCpuShares())
 		}
 	}
-	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.sandboxes.UpdateResources(ctx, r.GetPodSandboxId(), r.GetOverhead(), r.GetResources())
+	key := uniqueKey("update pod sandbox", r.GetPodSandboxId()) // each has limits of its own
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.staged(ctx, key, func(ctx context.Context, _ *operation.Op) error {
+		return s.sandboxes.UpdateResources(ctx, r.GetPodSandboxId(), r.GetOverhead(), r.GetResources())
+	})
 }
 
 // podResources shows resources of a pod; nil for none.

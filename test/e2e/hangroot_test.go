@@ -131,6 +131,15 @@ func TestHangingRecords(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
+	err = f.bounded("resize pod", func(ctx context.Context) error {
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_, err := f.Runtime.UpdatePodSandboxResources(short, &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Resources: &cri.LinuxContainerResources{CpuShares: 3}})
+		return err
+	})
+	if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), `still at stage "record"`) {
+		t.Errorf("resize pod: %v", err)
+	}
 	err = f.bounded("stop pod", func(ctx context.Context) error {
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
