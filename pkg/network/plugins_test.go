@@ -93,7 +93,7 @@ func TestHostileResults(t *testing.T) {
 }
 
 func TestHangingPlugin(t *testing.T) {
-	n := newNode(t, ModeAuto, func(c *Config) { c.PluginTimeout = 300 * time.Millisecond })
+	n := newNode(t, ModeAuto, func(c *Config) { c.PluginTimeout = time.Second }) // for the DELs too, on a busy machine
 	write(t, n.fake(t)+"/do-ADD", "sleep 1000 & sleep 1000")
 	n.conf(t, "10.conflist", "1.0.0", bridgePlugin, `{"type":"fake"}`)
 	start := time.Now()
