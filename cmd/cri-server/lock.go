@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -26,7 +27,7 @@ func lockDir(dir string, mode os.FileMode) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f); err != nil {
 		defer f.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -48,4 +49,17 @@ func lockDir(dir string, mode os.FileMode) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// childTime is how long a lock may outlast the process that took it.
+const childTime = 5 * time.Second
+
+// flock takes the lock, for which it waits while it is not a server's but of a child of one that was killed, see holder.Gone.
+func flock(f *os.File) error {
+	for end := time.Now().Add(childTime); ; time.Sleep(2 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK || time.Now().After(end) || !holder.Gone(f) {
+			return err
+		}
+	}
 }

@@ -16,19 +16,31 @@ import (
 
 // Of describes the process that holds a flock(2) on the file behind f, "" if it is not known.
 func Of(f *os.File) string {
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil {
-		return ""
-	}
-	locks, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		return ""
-	}
-	pid := find(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino))
+	pid := pidOf(f)
 	if pid == 0 {
 		return ""
 	}
 	return describe("/proc", pid)
+}
+
+// Gone tells whether the process that took the flock(2) on the file behind f is dead: what keeps the lock is a child that it
+// was about to start, and has only until its execve(2) what is closed there. True also if nobody is seen to have it: it has just
+// been let go, or proc(5) does not show it, for it is of a process of another pid namespace, dead or alive.
+func Gone(f *os.File) bool {
+	pid := pidOf(f)
+	return pid == 0 || unix.Kill(pid, 0) == unix.ESRCH
+}
+
+func pidOf(f *os.File) int {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return 0
+	}
+	return find(string(locks), fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino))
 }
 
 // find returns who holds the lock of a file, "MAJOR:MINOR:INODE", by the lines of /proc/locks; those with "->" only wait.

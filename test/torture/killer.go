@@ -320,25 +320,29 @@ func (t *torture) killServerAt(ctx context.Context) error {
 // killMonitorAt has cri-monitor die at a fault point, if it comes there within a moment.
 func (t *torture) killMonitorAt(ctx context.Context) error {
 	pid := t.monitorPid()
+	if pid == 0 { // it is not seen while its parent changes
+		return t.monitorBack(ctx, 0)
+	}
 	if err := t.arm("cri-monitor", faultpoint.Rule{Point: t.point(true), N: 1 + t.killer.IntN(3), Action: faultpoint.Kill}); err != nil {
 		return err
 	}
 	for began := time.Now(); time.Since(began) < time.Second && ctx.Err() == nil; sleep(ctx, 5*time.Millisecond) {
-		if t.monitorPid() == pid {
+		if now := t.monitorPid(); now == 0 || now == pid {
 			continue
 		}
-		t.note("cri-monitor")
-		t.tally.monitors.Add(1)
-		return t.monitorBack(ctx, pid)
+		break
 	}
 	if err := t.arm("cri-monitor"); err != nil {
 		return err
 	}
-	if t.monitorPid() != pid { // just now
+	if err := t.monitorBack(ctx, 0); err != nil {
+		return err
+	}
+	if t.monitorPid() != pid {
 		t.note("cri-monitor")
 		t.tally.monitors.Add(1)
 	}
-	return t.monitorBack(ctx, 0)
+	return nil
 }
 
 // inject has the server get errors at some fault points, until one has come or a moment is over.
