@@ -179,9 +179,15 @@ func (t *torture) killStarting(ctx context.Context, most int) error {
 
 // monitorPid is the cri-monitor that runs, 0 when there is none.
 func (t *torture) monitorPid() int {
+	pids, parents := map[int]bool{}, map[int]int{}
 	for _, p := range testnode.Descendants(os.Getppid()) {
 		if !p.Zombie && strings.Contains(p.Cmdline, "cri-monitor --socket") && p.Comm == "cri-monitor" {
-			return p.Pid
+			pids[p.Pid], parents[p.Pid] = true, p.Parent
+		}
+	}
+	for pid, parent := range parents {
+		if !pids[parent] { // else it is about to become another program
+			return pid
 		}
 	}
 	return 0
