@@ -155,8 +155,19 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 	h := &http.Server{Handler: svc.Admin(), ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
 
+	// Before anybody learns that it may be sent: nobody's SIGHUP ends the process.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
+	defer signal.Stop(hup)
+
 	failed := make(chan error, 2)
-	go func() { failed <- wrap("cri socket", g.Serve(cri)) }()
+	go func() {
+		err := g.Serve(cri)
+		if errors.Is(err, grpc.ErrServerStopped) { // it was stopped before it began
+			err = nil
+		}
+		failed <- wrap("cri socket", err)
+	}()
 	go func() {
 		err := h.Serve(admin)
 		if errors.Is(err, http.ErrServerClosed) {
@@ -168,7 +179,7 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 	d.notify("READY=1\nSTATUS=serving " + cri.Addr().String())
 	stopWatchdog := d.watchdog(cri.Addr().String())
 
-	running, err := d.loop(ctx, cfg, svc, failed)
+	running, err := d.loop(ctx, cfg, svc, hup, failed)
 	stopWatchdog()
 	d.notify("STOPPING=1")
 	svc.Drain()
@@ -180,10 +191,7 @@ func (d *daemon) run(ctx context.Context, cfg *config.Config, svc service, cri, 
 }
 
 // loop answers signals until it is time to stop; running is how many of the two servers are still to report.
-func (d *daemon) loop(ctx context.Context, cfg *config.Config, svc service, failed <-chan error) (running int, err error) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, unix.SIGHUP)
-	defer signal.Stop(hup)
+func (d *daemon) loop(ctx context.Context, cfg *config.Config, svc service, hup <-chan os.Signal, failed <-chan error) (running int, err error) {
 	for {
 		select {
 		case <-hup:
