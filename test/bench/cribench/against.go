@@ -112,7 +112,7 @@ func round(ctx context.Context, sides []*side, pass int) (err error) {
 		}
 	}
 	if slices.Contains(sides[0].o.phases, "parallel") {
-		for range 4 {
+		for range 2 {
 			for _, x := range sides {
 				if err := parallelism(ctx, x.d, x.o.size, &x.r); err != nil {
 					return fmt.Errorf("%s: %w", x.name, err)

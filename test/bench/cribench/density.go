@@ -70,6 +70,9 @@ func grow(ctx context.Context, d *daemon, s size, r *result) error {
 // more.
 const rest = 5 * time.Second
 
+// pause is how long a runtime is left alone between pods that end and pods that start in parallel.
+const pause = time.Second
+
 // settle gives daemons the time to collect garbage and to look at their pods.
 func settle(ctx context.Context, d time.Duration) {
 	select {

@@ -45,6 +45,7 @@ type size struct {
 	Cycles        int   `json:"cycles"`        // pods one after the other, in each pass
 	Workers       []int `json:"workers"`       // pods in parallel
 	PerWorker     int   `json:"per_worker"`    // pods that each worker starts and removes
+	PeersWorker   int   `json:"peers_worker"`  // the same for runtimes that take long
 	Grow          []int `json:"grow"`          // pods at which memory is measured; the last is where growth ends
 	GrowPeers     []int `json:"grow_peers"`    // the same for runtimes that take long
 	Lists         []int `json:"lists"`         // containers that are listed
@@ -57,11 +58,11 @@ type size struct {
 	RestartsPeers []int `json:"restart_peers"` // the same for runtimes that take long
 }
 
-var full = size{Passes: 3, Cycles: 15, Workers: []int{1, 2, 4, 8, 16}, PerWorker: 4, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 50, 200},
+var full = size{Passes: 3, Cycles: 15, Workers: []int{1, 2, 4, 8, 16}, PerWorker: 16, PeersWorker: 4, Grow: []int{10, 50, 200, 500}, GrowPeers: []int{10, 50, 200},
 	Lists: []int{50, 500, 1000}, ListsPeers: []int{50, 500}, Idle: 1000, IdleSecs: 60, ProbeSecs: 10, LogMB: 512,
 	Restarts: []int{0, 100, 500}, RestartsPeers: []int{0, 100}}
 
-var quick = size{Passes: 2, Cycles: 4, Workers: []int{1, 8}, PerWorker: 2, Grow: []int{10, 50}, GrowPeers: []int{10},
+var quick = size{Passes: 2, Cycles: 4, Workers: []int{1, 8}, PerWorker: 2, PeersWorker: 2, Grow: []int{10, 50}, GrowPeers: []int{10},
 	Lists: []int{50, 200}, ListsPeers: []int{50}, Idle: 100, IdleSecs: 10, ProbeSecs: 2, LogMB: 128,
 	Restarts: []int{0, 10}, RestartsPeers: []int{0, 10}}
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -23,7 +24,7 @@ func page(name, dir string, r *results) error {
 		m = append(m, k+" "+r.Machine[k])
 	}
 	fmt.Fprintf(&s, "- Machine: %s; load average %s before, %s after. Other work on the machine is in these figures: trust ratios and CPU more than times.\n", strings.Join(m, ", "), r.Load[0], r.Load[1])
-	fmt.Fprintf(&s, "- %d passes in which the runtimes take turns, each alone and freshly started: %d pods one after the other per pass, %d per worker in parallel.\n", r.Size.Passes, r.Size.Cycles, r.Size.PerWorker)
+	fmt.Fprintf(&s, "- %d passes in which the runtimes take turns, each alone and freshly started: %d pods one after the other per pass; in parallel %d per worker, %d of runtimes that take long, after a second in which nothing is asked.\n", r.Size.Passes, r.Size.Cycles, r.Size.PerWorker, cmp.Or(r.Size.PeersWorker, r.Size.PerWorker))
 	s.WriteString("- The same image (busybox), registry, CNI configuration and plugins, RuntimeDefault seccomp, cgroupfs for all. A pod has one container that waits, and a parent cgroup of its own that is there before, as kubelet makes it.\n" +
 		"- CPU is what the runtime, all it started and the pod used, counted by the kernel for a cgroup around them. What kernel threads do later, such as tearing down namespaces, is not in it.\n" +
 		"- The floor is a bare C program that makes the same namespaces, mounts and cgroups and executes the same programs, without network, seccomp, log, records and RPC (test/bench/floor).\n\n")

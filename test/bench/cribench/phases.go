@@ -78,6 +78,7 @@ type parallel struct {
 	Calls   map[string]*samples `json:"calls"`
 }
 
+// parallelism takes more pods of a runtime that is quick, for else it has a tenth of a second to be measured in.
 func parallelism(ctx context.Context, d *daemon, s size, r *result) error {
 	for i, workers := range s.Workers {
 		if len(r.Parallel) <= i {
@@ -90,8 +91,13 @@ func parallelism(ctx context.Context, d *daemon, s size, r *result) error {
 			defer mu.Unlock()
 			record(&to.Calls, call, ms(took))
 		})
-		n := max(8, workers*s.PerWorker)
+		of := s.PerWorker
+		if d.slow {
+			of = s.PeersWorker
+		}
+		n := max(8, workers*of)
 		pods, first := make([]*pod, n), d.nextFew(n)
+		settle(ctx, pause) // what the kernel does for pods that are gone is not for these
 		begin := time.Now()
 		err := each(n, workers, func(i int) (err error) {
 			pods[i], err = d.begin(ctx, first+i, limits{}, m)

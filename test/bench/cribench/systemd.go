@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -305,9 +306,9 @@ func systemdSection(dir string) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "\n## With the systemd cgroup driver\n\nIn a test node with systemd as its init (hack/node), on the same kernel: a run of %s, `%s`; load average %s before, %s after. ",
 		r.Time.UTC().Format("2006-01-02"), r.Command, r.Load[0], r.Load[1])
-	fmt.Fprintf(&s, "%d passes, %d pods one after the other per pass, %d per worker in parallel. A pod's slice is there before it, as kubelet makes it. "+
+	fmt.Fprintf(&s, "%d passes, %d pods one after the other per pass, in parallel %d per worker, %d of runtimes that take long. A pod's slice is there before it, as kubelet makes it. "+
 		"CPU is that of the runtime's slice, with its daemon and pods; what systemd and its bus do for a pod beside that has a row of its own.\n",
-		r.Size.Passes, r.Size.Cycles, r.Size.PerWorker)
+		r.Size.Passes, r.Size.Cycles, r.Size.PerWorker, cmp.Or(r.Size.PeersWorker, r.Size.PerWorker))
 	writeGrids(&s, "###", r)
 	s.WriteString(failures(r))
 	return s.String()
