@@ -104,6 +104,11 @@ func round(ctx context.Context, sides []*side, pass int) (err error) {
 			slices.Reverse(sides)
 		}
 	}
+	if slices.Contains(sides[0].o.phases, "execs") {
+		if err := execs(ctx, sides); err != nil {
+			return err
+		}
+	}
 	if slices.Contains(sides[0].o.phases, "spans") {
 		for _, x := range sides {
 			if err := spans(ctx, x.d, one, &x.r); err != nil {
@@ -159,6 +164,39 @@ func sandboxes(ctx context.Context, d *daemon, r *result) error {
 		_, err := d.rt.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
 		return err
 	})
+}
+
+// execs runs programs in one container of each side, by turns and ten times as many as pods.
+func execs(ctx context.Context, sides []*side) error {
+	sides = slices.Clone(sides)
+	pods := map[*side]*pod{}
+	for _, x := range sides {
+		p, err := x.d.begin(ctx, x.d.next(), limits{}, nil)
+		if err != nil {
+			return fmt.Errorf("%s: %w", x.name, err)
+		}
+		pods[x] = p
+	}
+	settle(ctx, rest)
+	for range 10 * sides[0].o.size.Cycles {
+		for _, x := range sides {
+			before := x.d.group.cpu()
+			err := meter(func(call string, took time.Duration) {
+				record(&x.r.Calls, call, ms(took))
+				record(&x.r.CPU, call, ms(x.d.group.cpu()-before))
+			}).do("ExecSync", func() error { return x.d.exec(ctx, pods[x].container) })
+			if err != nil {
+				return fmt.Errorf("%s: %w", x.name, err)
+			}
+		}
+		slices.Reverse(sides)
+	}
+	for x, p := range pods {
+		if err := x.d.end(ctx, p, nil); err != nil {
+			return fmt.Errorf("%s: %w", x.name, err)
+		}
+	}
+	return nil
 }
 
 // profiled saves a CPU profile of the next while; what it returns waits for its end.

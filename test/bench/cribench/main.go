@@ -84,7 +84,7 @@ func main() {
 	cycles := flag.Int("cycles", 0, "pods one after the other in each pass; 0: as the size says")
 	passes := flag.Int("passes", 0, "passes; 0: as the size says")
 	flag.StringVar(&render, "render", "", "measure nothing; write page and charts from this results.json")
-	flag.StringVar(&other, "against", "", "compare with another tree: its bin/ and this one's, pod by pod in turns; prints, and writes nothing else. Phases: latency, sandboxes, parallel, spans, grow, lists")
+	flag.StringVar(&other, "against", "", "compare with another tree: its bin/ and this one's, pod by pod in turns; prints, and writes nothing else. Phases: latency, sandboxes, execs, parallel, spans, grow, lists")
 	flag.Parse()
 	o.targets, o.phases = list(targets), list(phases)
 	if len(o.phases) == 0 {
