@@ -48,7 +48,12 @@ func page(name, dir string, r *results) error {
 	if f := r.Floor; f != nil {
 		fmt.Fprintf(&s, "\nThe floor: pod start %s ms (p50 / p95 / p99), CPU %s ms, end %s ms.\n", three(&f.Start), figure(f.CPU.mean()), three(&f.End))
 	}
-	s.WriteString(profileSection(r) + failures(r) + systemdSection(dir))
+	s.WriteString(profileSection(r) + failures(r))
+	if b, err := os.ReadFile(filepath.Join(dir, "tried.md")); err == nil { // written by hand: what was tried where a goal is missed
+		s.WriteString("\n")
+		s.Write(b)
+	}
+	s.WriteString(systemdSection(dir))
 	if b, err := os.ReadFile(filepath.Join(dir, "pulls.md")); err == nil { // of pullbench
 		s.WriteString("\n" + string(b))
 	}
