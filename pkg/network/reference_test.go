@@ -163,8 +163,9 @@ func strip(v any) any {
 			delete(v, k)
 		}
 		// Ours give the gateway on the bridge nodad, so that it is not tentative. Their host ends have no queue length
-		// because the field is left at 0; the kernel's default is what shapers need. Ours make themselves no IPv6 address.
-		for _, k := range []string{"inet6_addr_gen_mode", "nodad", "tentative", "preferred_life_time", "valid_life_time", "txqlen"} {
+		// because the field is left at 0; the kernel's default is what shapers need. Ours make themselves no IPv6 address,
+		// and have room for one queue, of which a veth uses one.
+		for _, k := range []string{"num_tx_queues", "num_rx_queues", "inet6_addr_gen_mode", "nodad", "tentative", "preferred_life_time", "valid_life_time", "txqlen"} {
 			delete(v, k)
 		}
 		for k := range v {

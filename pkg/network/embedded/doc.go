@@ -7,6 +7,7 @@
 //
 // Where they differ: masquerading and host ports are always nftables, in the table of package nat; a host port that
 // another pod has is refused; a pod that is given IPv4 addresses alone has no link-local IPv6 address, if the bridge is its
-// gateway; a link is not deleted by DEL at once, which takes the kernel ~20 ms each, but loses its addresses and is deleted
+// gateway; a veth has one queue (Linux 5.13 and later use one of as many as there are CPUs) and no room for more, which XDP alone
+// has a use for; a link is not deleted by DEL at once, which takes the kernel ~20 ms each, but loses its addresses and is deleted
 // with others a second later, unless its namespace took it away before that.
 package embedded

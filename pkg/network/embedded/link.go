@@ -128,6 +128,12 @@ func (v veth) request() *nl.NetlinkRequest {
 		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu))))
 		peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.mtu)))
 	}
+	// Else each end is registered with a queue for each of the node's CPUs, in sysfs and with an event for udev each, and all but
+	// the first are taken back at once (Linux 5.13).
+	for _, queues := range []uint16{unix.IFLA_NUM_TX_QUEUES, unix.IFLA_NUM_RX_QUEUES} {
+		req.AddData(nl.NewRtAttr(int(queues), nl.Uint32Attr(1)))
+		peer.AddRtAttr(int(queues), nl.Uint32Attr(1))
+	}
 	req.AddData(info)
 	return req
 }
