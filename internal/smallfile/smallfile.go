@@ -84,6 +84,10 @@ type Spares struct {
 	next uint64
 }
 
+// Enough is how many spares of a kind serve a node on which all pods end and as many others start: 500 pods are more than
+// kubelet runs by default by far. They take up some KB each.
+const Enough = 512
+
 // NewSpares keeps so many files at most. prefix must be nobody else's in dir.
 func NewSpares(dir, prefix string, limit int) *Spares {
 	return &Spares{dir: dir, prefix: prefix, limit: limit}

@@ -36,7 +36,7 @@ import (
 //	images.json                 the table of images
 //	imported.json               the archives of the import directory that were imported
 //	ingest/, trash/             what is being made or removed; emptied when the store opens
-//	reuse/                      what new snapshots use of removed ones; emptied when the store opens and closes
+//	reuse/                      what new snapshots use of removed ones, and where they are made; emptied when the store opens and closes
 type Disk struct {
 	cfg    Config
 	log    *slog.Logger
@@ -144,6 +144,7 @@ func (s *Disk) openRoot() error {
 			return fmt.Errorf("clear %s: %w", dir, err)
 		}
 	}
+	spread(s.path("reuse"))
 	if err := removeHalfWritten(s.cfg.Root); err != nil {
 		return err
 	}

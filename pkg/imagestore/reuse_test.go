@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/imagetest"
 )
@@ -127,6 +128,53 @@ func manyLayers(n int) (out []imagetest.Layer) {
 	return out
 }
 
+// TestSpread: on ext4 the flag is set on the directory where snapshots are made, and not on them; of what was used before, the
+// directory that was out of use for longest is the next one.
+func TestSpread(t *testing.T) {
+	testns.Root(t)
+	cfg := config(t, filepath.Join(t.TempDir(), "store"))
+	s := open(t, cfg)
+	srv := serve(t)
+	srv.Put("img", "v1", oneLayer().Build())
+	img := pull(t, s, srv.Host+"/img:v1")
+	dir := func(key string) os.FileInfo {
+		t.Helper()
+		if _, err := s.Snapshot(t.Context(), key, img.ID); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(filepath.Join(cfg.Root, "snapshots", key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	a, b := dir("a"), dir("b")
+	var fs unix.Statfs_t
+	if err := unix.Statfs(cfg.Root, &fs); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"reuse": true, "snapshots/a": false, "snapshots/a/fs": false, "ingest": false} {
+		f, err := os.Open(filepath.Join(cfg.Root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		_ = f.Close()
+		if fs.Type == unix.EXT4_SUPER_MAGIC && (err != nil || flags&0x20000 != 0 != want) {
+			t.Errorf("%s: flags %x (%v)", name, flags, err)
+		}
+	}
+	for n, key := range []string{"a", "b"} {
+		if err := s.RemoveSnapshot(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		removed(t, cfg.Root, n+1)
+	}
+	if c, d := dir("c"), dir("d"); !os.SameFile(a, c) || !os.SameFile(b, d) {
+		t.Error("not in the order in which they were retired")
+	}
+}
+
 // TestReuseIsBounded: what many removals leave is little, and nothing after the store is closed or was killed.
 func TestReuseIsBounded(t *testing.T) {
 	testns.Root(t)
@@ -136,7 +184,7 @@ func TestReuseIsBounded(t *testing.T) {
 	srv.Put("img", "v1", oneLayer().Build())
 	img := pull(t, s, srv.Host+"/img:v1")
 	var wg sync.WaitGroup
-	for i := range 40 {
+	for i := range smallfile.Enough + 20 {
 		wg.Go(func() {
 			key := fmt.Sprintf("c%d", i)
 			if _, err := s.Snapshot(t.Context(), key, img.ID); err != nil {
@@ -150,7 +198,7 @@ func TestReuseIsBounded(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	removed(t, cfg.Root, 16)
+	removed(t, cfg.Root, smallfile.Enough)
 	_ = s.Close()
 	if left := reused(t, cfg.Root); len(left) > 0 {
 		t.Errorf("after the end: %v", left)

@@ -114,7 +114,7 @@ func New(cfg Config) (*CNI, error) {
 	if err := n.recallPodCIDR(); err != nil {
 		return nil, err
 	}
-	n.spares = smallfile.NewSpares(cfg.CacheDir, sparePrefix, maxSpares)
+	n.spares = smallfile.NewSpares(cfg.CacheDir, sparePrefix, smallfile.Enough)
 	if err := n.spares.Clean(); err != nil { // of a process that was killed
 		return nil, fmt.Errorf("network: %w", err)
 	}
@@ -136,10 +136,7 @@ func New(cfg Config) (*CNI, error) {
 }
 
 // Files that wait to be results have this prefix.
-const (
-	sparePrefix = ".cri-server-"
-	maxSpares   = 16
-)
+const sparePrefix = ".cri-server-"
 
 func setDefault(s *string, v string) {
 	if *s == "" {

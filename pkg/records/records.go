@@ -45,8 +45,6 @@ const (
 	maxSize = 16 << 20
 	// rewriteSize is how long a file may get by records that are of the past: some ten changes of a container.
 	rewriteSize = 32 << 10
-	// maxSpares is how many files of deleted records are kept for new ones.
-	maxSpares = 16
 )
 
 // Store holds the records of one kind. Open makes it.
@@ -94,7 +92,7 @@ func Open[T any](dir string, version int) (*Store[T], error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
-	s := &Store[T]{dir: dir, version: version, boot: boot, spares: smallfile.NewSpares(dir, tempPrefix+"spare-", maxSpares)}
+	s := &Store[T]{dir: dir, version: version, boot: boot, spares: smallfile.NewSpares(dir, tempPrefix+"spare-", smallfile.Enough)}
 	names, err := s.names()
 	if err != nil {
 		return nil, err
