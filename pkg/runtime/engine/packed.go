@@ -67,18 +67,35 @@ func commonEnd(dirs []string) string {
 	return ""
 }
 
-// each calls f with the unified hierarchy's directory first, if there is one, under the name "".
-func (p PackedCgroup) each(f func(name, dir string)) {
+// each calls f with the beginning of the unified hierarchy's directory first, if there is one, under the name "", until it
+// returns false. They all end in p.tail.
+func (p PackedCgroup) each(f func(name, head string) bool) {
+	if p == (PackedCgroup{}) {
+		return
+	}
 	unified, rest, _ := strings.Cut(p.head.Value(), "\x00")
-	if unified != "" {
-		f("", unified[1:]+p.tail)
+	if unified != "" && !f("", unified[1:]) {
+		return
 	}
 	for rest != "" {
-		var name, dir string
+		var name, head string
 		name, rest, _ = strings.Cut(rest, "\x00")
-		dir, rest, _ = strings.Cut(rest, "\x00")
-		f(name, dir+p.tail)
+		head, rest, _ = strings.Cut(rest, "\x00")
+		if !f(name, head) {
+			return
+		}
 	}
+}
+
+// Dir is the directory in one hierarchy: the unified one for "", else the v1 hierarchy of that name. "" where there is none.
+func (p PackedCgroup) Dir(hierarchy string) (dir string) {
+	p.each(func(name, head string) bool {
+		if name == hierarchy {
+			dir = head + p.tail
+		}
+		return name != hierarchy
+	})
+	return dir
 }
 
 // Cgroup unpacks it.
@@ -87,15 +104,16 @@ func (p PackedCgroup) Cgroup() *Cgroup {
 		return nil
 	}
 	c := &Cgroup{}
-	p.each(func(name, dir string) {
+	p.each(func(name, head string) bool {
 		if name == "" {
-			c.Unified = dir
-			return
+			c.Unified = head + p.tail
+			return true
 		}
 		if c.V1 == nil {
 			c.V1 = map[string]string{}
 		}
-		c.V1[name] = dir
+		c.V1[name] = head + p.tail
+		return true
 	})
 	return c
 }

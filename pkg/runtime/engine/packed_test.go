@@ -31,6 +31,19 @@ func TestPackedCgroup(t *testing.T) {
 			if got := p.Cgroup(); !reflect.DeepEqual(got, c) {
 				t.Errorf("%+v came back as %+v", c, got)
 			}
+			if c != nil {
+				if got := p.Dir(""); got != c.Unified {
+					t.Errorf("unified %q", got)
+				}
+				for name, dir := range c.V1 {
+					if got := p.Dir(name); got != dir {
+						t.Errorf("%s: %q", name, got)
+					}
+				}
+			}
+			if got := p.Dir("none"); got != "" {
+				t.Errorf("none: %q", got)
+			}
 			if p != c.Pack() || (p == PackedCgroup{}) != (c == nil) {
 				t.Error("two of the same differ, or one is taken for none")
 			}

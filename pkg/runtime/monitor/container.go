@@ -135,7 +135,7 @@ func (c *container) exited(status reaper.Status) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)
 	defer cancel()
 	oom := false
-	if n, ok := oomKills(c.oom.Cgroup()); ok {
+	if n, ok := c.oomKills(); ok {
 		oom = n > c.oomKill
 	}
 	if !c.ownPids {

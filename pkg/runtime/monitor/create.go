@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,7 +18,18 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/reaper"
 )
 
-var validID = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
+// validID tells whether id is one: a lower-case letter or a digit, and up to 127 of them, '_', '.' and '-'.
+func validID(id string) bool {
+	for i := range len(id) {
+		switch c := id[i]; {
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return len(id) > 0 && len(id) <= 128
+}
 
 func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) {
 	if err := req.check(); err != nil {
@@ -30,7 +40,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 		return State{}, err
 	}
 	defer c.unlock()
-	s.trim.Reset(trimAfter)
+	s.trim.changed()
 	st, err := c.create(ctx, req)
 	if err != nil {
 		s.removeLater(c.dir)
@@ -48,7 +58,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 
 func (r *CreateRequest) check() error {
 	switch {
-	case !validID.MatchString(r.ID):
+	case !validID(r.ID):
 		return fmt.Errorf("container id %q: %w", r.ID, errdefs.ErrInvalidArgument)
 	case r.Spec == nil || r.Spec.Process == nil || len(r.Spec.Process.Args) == 0:
 		return fmt.Errorf("container %s: spec without a process: %w", r.ID, errdefs.ErrInvalidArgument)
@@ -210,7 +220,7 @@ func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.
 		_ = ctr.Delete(ctx)
 		return State{}, err
 	}
-	c.oomKill, _ = oomKills(c.oom.Cgroup())
+	c.oomKill, _ = c.oomKills()
 	st := State{
 		ID: c.id, Status: Created, Pid: proc.Pid(), CreatedAt: time.Now(), TTY: req.Spec.Process.Terminal,
 	}
@@ -240,7 +250,7 @@ func (s *Server) delete(ctx context.Context, id string) error {
 	c := s.containers[id]
 	s.mu.RUnlock()
 	if c == nil {
-		if !validID.MatchString(id) {
+		if !validID(id) {
 			return nil
 		}
 		return removeDir(filepath.Join(s.cfg.StateDir, "containers", id)) // a former cri-monitor may have left it

@@ -22,6 +22,9 @@ func (s *Server) joined(spec *specs.Spec) (held []*reaper.Child, err error) {
 		return nil, nil
 	}
 	for _, n := range spec.Linux.Namespaces {
+		if n.Path == "" {
+			continue
+		}
 		m := procNamespace.FindStringSubmatch(n.Path)
 		if m == nil {
 			continue

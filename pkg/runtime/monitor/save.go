@@ -119,7 +119,7 @@ func (s *Server) restore(ctx context.Context, data json.RawMessage, fds []int, d
 		closeFDs(fds)
 		return nil, fmt.Errorf("saved container: %w: %w", err, errdefs.ErrDataLoss)
 	}
-	if err = checkVersion(v.Version); err == nil && !validID.MatchString(v.State.ID) {
+	if err = checkVersion(v.Version); err == nil && !validID(v.State.ID) {
 		err = fmt.Errorf("saved container %q: %w", v.State.ID, errdefs.ErrDataLoss)
 	}
 	var files stdio.Files

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sort"
 	"sync"
@@ -47,10 +46,6 @@ type ServerConfig struct {
 	Stored map[string]int
 }
 
-// trimAfter is how long after the last Create the heap's free pages go back to the kernel: specs are large while they
-// are decoded, and a process that lives for months should not keep that.
-const trimAfter = 3 * time.Second
-
 // Server is cri-monitor. All containers of one Server live in its process.
 type Server struct {
 	cfg     ServerConfig
@@ -61,7 +56,7 @@ type Server struct {
 	// oomScoreAdj is what processes get whose spec asks for nothing: the monitor's own before it lowered it.
 	oomScoreAdj int
 
-	trim *time.Timer // gives memory back after a burst of creates
+	trim trimmer
 
 	lock *os.File
 	ln   *net.UnixListener
@@ -88,8 +83,8 @@ func newServer(cfg ServerConfig) *Server {
 		oomScoreAdj: ownOOMScoreAdj(),
 		containers:  map[string]*container{},
 		conns:       map[*conn]struct{}{},
-		trim:        time.AfterFunc(trimAfter, debug.FreeOSMemory),
 	}
+	s.trim.start()
 	s.keepers.store = openFDStore(cfg.Notify, cfg.Log)
 	return s
 }
@@ -232,7 +227,7 @@ func (s *Server) Serve() error {
 	}
 	s.mu.Unlock()
 	s.work.Wait()
-	s.trim.Stop()
+	s.trim.stop()
 	s.loops.Close()
 	s.lock.Close()
 	return nil
