@@ -77,7 +77,7 @@ func (s *Server) follow(ctx context.Context) {
 }
 
 func (s *Server) followOnce(ctx context.Context) error {
-	events, err := s.monitor.Events(ctx)
+	events, err := s.monitor.Events(ctx, "created", "deleted") // who creates and deletes knows of it
 	if err != nil {
 		return err
 	}

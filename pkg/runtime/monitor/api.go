@@ -107,7 +107,7 @@ type State struct {
 }
 
 // Event tells of a change of one container; State is the whole state after it. Seq grows by one with every event of
-// this monitor, so that a subscriber can see that it has missed none.
+// this monitor, so that a subscriber to all types can see that it has missed none.
 type Event struct {
 	Seq   uint64 `json:"seq"`
 	Type  string `json:"type"` // created, started, stopped, deleted
@@ -150,7 +150,7 @@ type AttachRequest struct {
 //	(*Client) Resize(ctx, id, width, height uint16) error
 //	(*Client) Exec(ctx, *ExecRequest) (*Exec, error)        // Exec: Pid int, Terminal *os.File, Wait(ctx) (code int, err error), Kill(), Release(), Close()
 //	(*Client) Attach(ctx, *AttachRequest) (*Attachment, error) // Attachment: Wait(ctx) error (container stopped or dropped), Close()
-//	(*Client) Events(ctx) (*Events, error)                  // first Known events, one per container there is, then changes; Events: Known int, Next(ctx) (Event, error), Close()
+//	(*Client) Events(ctx, but ...string) (*Events, error)   // first Known events, one per container there is, then changes, of some types perhaps not; Events: Known int, Next(ctx) (Event, error), Close()
 //	(*Client) Shutdown(ctx) error                           // refused with ErrFailedPrecondition while containers exist
 //	(*Client) Keep(ctx, LaunchConfig, *slog.Logger) error   // from now on cri-monitor may die, see above
 //	(*Client) Upgrade(ctx, path string) (Version, error)    // goes on in another program

@@ -278,9 +278,10 @@ type Events struct {
 	err  error
 }
 
-// Events subscribes to changes. The first events tell of every container that there is.
-func (c *Client) Events(ctx context.Context) (*Events, error) {
-	s, f, err := c.open(ctx, kindEvents, nil)
+// Events subscribes to changes. The first events tell of every container that there is. After them those of the types in but
+// need not come: each is work for both sides.
+func (c *Client) Events(ctx context.Context, but ...string) (*Events, error) {
+	s, f, err := c.open(ctx, kindEvents, eventsCall{but})
 	if err != nil {
 		return nil, err
 	}

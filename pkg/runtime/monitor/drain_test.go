@@ -100,7 +100,7 @@ func TestDiskFull(t *testing.T) {
 // TestSlowSubscriber is cut off; others are not disturbed.
 func TestSlowSubscriber(t *testing.T) {
 	var e events
-	slow, known := e.subscribe(func() []State { return []State{{ID: "a", Status: Stopped}} })
+	slow, known := e.subscribe(func() []State { return []State{{ID: "a", Status: Stopped}} }, nil)
 	if known != 1 {
 		t.Errorf("%d known", known)
 	}
@@ -110,7 +110,7 @@ func TestSlowSubscriber(t *testing.T) {
 	if q, ok := e.take(slow); ok || len(q) != 0 {
 		t.Errorf("%d events, %v", len(q), ok)
 	}
-	next, _ := e.subscribe(func() []State { return nil })
+	next, _ := e.subscribe(func() []State { return nil }, nil)
 	e.publish("stopped", State{ID: "z"}, func() {})
 	if q, ok := e.take(next); !ok || len(q) != 1 || q[0].Seq != maxQueued+1 {
 		t.Errorf("%v %v", q, ok)

@@ -25,6 +25,7 @@ type subscriber struct {
 	wake  chan struct{} // one slot: there is something in queue, or cut is set
 	queue []Event       // guarded by events.mu, as is cut
 	cut   bool
+	but   []string // the types of events that it does not want
 }
 
 // publish calls store, which makes the state visible, and tells the subscribers; both as one step for subscribe. An
@@ -38,6 +39,9 @@ func (e *events) publish(event string, st State, store func()) {
 	}
 	e.seq++
 	for sub := range e.subs {
+		if slices.Contains(sub.but, event) {
+			continue
+		}
 		if len(sub.queue) >= maxQueued {
 			sub.cut, sub.queue = true, nil
 			delete(e.subs, sub)
@@ -59,10 +63,11 @@ func (e *events) last() uint64 {
 }
 
 // subscribe begins with one event for each state that list returns, all with the number of the last change.
-func (e *events) subscribe(list func() []State) (*subscriber, int) {
+// After them come all but those of some types.
+func (e *events) subscribe(list func() []State, but []string) (*subscriber, int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	sub := &subscriber{wake: make(chan struct{}, 1)}
+	sub := &subscriber{wake: make(chan struct{}, 1), but: but}
 	names := map[Status]string{Created: "created", Running: "started", Stopped: "stopped"}
 	for _, st := range list() {
 		sub.queue = append(sub.queue, Event{e.seq, names[st.Status], st})
@@ -76,10 +81,10 @@ func (e *events) subscribe(list func() []State) (*subscriber, int) {
 }
 
 // resume goes on with the subscription of a former process.
-func (e *events) resume(queue []Event, cut bool) *subscriber {
+func (e *events) resume(queue []Event, cut bool, but []string) *subscriber {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	sub := &subscriber{wake: make(chan struct{}, 1), queue: queue, cut: cut}
+	sub := &subscriber{wake: make(chan struct{}, 1), queue: queue, cut: cut, but: but}
 	if e.subs == nil {
 		e.subs = map[*subscriber]struct{}{}
 	}
@@ -107,7 +112,13 @@ func (e *events) take(sub *subscriber) ([]Event, bool) {
 
 // streamEvents subscribes; the connection carries events until it is closed.
 func (c *conn) streamEvents(f *frame) error {
-	sub, n := c.s.events.subscribe(c.s.list)
+	var call eventsCall
+	if len(f.body) > 0 {
+		if err := f.decode(&call); err != nil {
+			return c.fail(f.id, err)
+		}
+	}
+	sub, n := c.s.events.subscribe(c.s.list, call.But)
 	c.task = &eventTask{id: f.id, sub: sub}
 	if err := c.write(kindSnapshot, f.id, snapshot{n}); err != nil {
 		c.cancel()
@@ -187,5 +198,5 @@ const slowClient = 20 * time.Millisecond
 
 func (t *eventTask) save() (savedTask, []int) {
 	all := append(slices.Clip(t.unsent), t.sub.queue...)
-	return savedTask{Kind: "events", ID: t.id, Events: all, Cut: t.sub.cut}, nil
+	return savedTask{Kind: "events", ID: t.id, Events: all, Cut: t.sub.cut, But: t.sub.but}, nil
 }

@@ -284,6 +284,11 @@ func TestEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ev.Close()
+	few, err := n.Events(ctx, "created", "deleted")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer few.Close()
 	n.run(n.request("new", `exit 1`))
 	n.stopped("new")
 	if err := n.Delete(ctx, "new"); err != nil {
@@ -305,5 +310,11 @@ func TestEvents(t *testing.T) {
 	want := "old:started:running new:created:created new:started:running new:stopped:stopped new:deleted:stopped"
 	if strings.Join(got, " ") != want || ev.Known != 1 {
 		t.Errorf("got %v, known %d", got, ev.Known)
+	}
+	for _, want := range []string{"old:started", "new:started", "new:stopped"} {
+		e, err := few.Next(ctx)
+		if got := e.State.ID + ":" + e.Type; err != nil || got != want {
+			t.Errorf("got %s, want %s, %v", got, want, err)
+		}
 	}
 }

@@ -147,7 +147,7 @@ func (s *Server) resumeConn(v *savedConn) error {
 func (s *Server) resumeTask(c *conn, v *savedTask, fds []int) (task, error) {
 	switch v.Kind {
 	case "events":
-		return &eventTask{id: v.ID, sub: s.events.resume(v.Events, v.Cut)}, nil
+		return &eventTask{id: v.ID, sub: s.events.resume(v.Events, v.Cut, v.But)}, nil
 	case "keep":
 		s.keepers.add(c, v.ID)
 		return &keepTask{v.ID}, nil

@@ -100,6 +100,8 @@ type savedTask struct {
 	// events
 	Events []Event `json:"events,omitempty"`
 	Cut    bool    `json:"cut,omitempty"`
+	// But is that of eventsCall. Who does not know it sends those too.
+	But []string `json:"but,omitempty"`
 }
 
 // upgrade serves a request for another program.

@@ -99,6 +99,12 @@ type execExited struct {
 	Started *execStarted `json:"started,omitempty"`
 }
 
+// eventsCall opens a stream of events; an empty body stands for one of all types.
+type eventsCall struct {
+	// But are types of events that are not to be sent. Servers that don't know it send them too.
+	But []string `json:"but,omitempty"`
+}
+
 type snapshot struct {
 	Events int `json:"events"`
 }
