@@ -82,13 +82,23 @@ type frame struct {
 	id    uint64 // 56 bits
 	body  []byte
 	files []*os.File
+	fds   []int // instead of files, as readFDs has them
 }
 
 func (f *frame) closeFiles() {
 	for _, file := range f.files {
 		file.Close()
 	}
-	f.files = nil
+	closeFDs(f.fds)
+	f.files, f.fds = nil, nil
+}
+
+// own makes files of the descriptors.
+func (f *frame) own() {
+	for _, fd := range f.fds {
+		f.files = append(f.files, os.NewFile(uintptr(fd), "passed"))
+	}
+	f.fds = nil
 }
 
 // decode parses the body into v.
@@ -212,6 +222,15 @@ func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, f
 // between two frames.
 // With a gate the wait can be stopped: errFrozen.
 func readFrame(c *net.UnixConn, gate *readGate) (*frame, error) {
+	f, err := readFDs(c, gate)
+	if err == nil {
+		f.own()
+	}
+	return f, err
+}
+
+// readFDs is readFrame for who wants descriptors that Go's poller knows nothing of.
+func readFDs(c *net.UnixConn, gate *readGate) (*frame, error) {
 	var b [headerSize]byte
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
 	if err := gate.wait(c); err != nil {
@@ -221,7 +240,7 @@ func readFrame(c *net.UnixConn, gate *readGate) (*frame, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) && gate.stopped() {
 		return nil, errFrozen
 	}
-	f := &frame{files: takeFiles(oob[:oobn])}
+	f := &frame{fds: takeFDs(oob[:oobn])}
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
@@ -249,8 +268,8 @@ func (f *frame) readRest(c *net.UnixConn, b []byte, n, flags int) error {
 	if err != nil {
 		return err
 	}
-	if h.files != len(f.files) {
-		return fmt.Errorf("frame with %d of its %d files: %w", len(f.files), h.files, errdefs.ErrInvalidArgument)
+	if h.files != len(f.fds) {
+		return fmt.Errorf("frame with %d of its %d files: %w", len(f.fds), h.files, errdefs.ErrInvalidArgument)
 	}
 	f.kind, f.id = h.kind, h.id
 	if f.body, err = readBody(c, int(h.size)); err != nil {
@@ -278,8 +297,8 @@ func readBody(r io.Reader, size int) ([]byte, error) {
 	return b, nil
 }
 
-// takeFiles returns every descriptor in the control message. The kernel has made them close-on-exec.
-func takeFiles(oob []byte) []*os.File {
+// takeFDs returns every descriptor in the control message. The kernel has made them close-on-exec.
+func takeFDs(oob []byte) (all []int) {
 	if len(oob) == 0 {
 		return nil
 	}
@@ -287,15 +306,11 @@ func takeFiles(oob []byte) []*os.File {
 	if err != nil {
 		return nil
 	}
-	var files []*os.File
 	for i := range messages {
 		fds, err := syscall.ParseUnixRights(&messages[i])
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		if err == nil {
+			all = append(all, fds...)
 		}
 	}
-	return files
+	return all
 }

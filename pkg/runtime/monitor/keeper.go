@@ -199,7 +199,7 @@ func (k *keeper) hold(ctx context.Context) error {
 	f.closeFiles()
 	k.told = map[string]bool{}
 	for {
-		f, err := readFrame(uc, nil)
+		f, err := readFDs(uc, nil)
 		if err != nil {
 			return lost(err)
 		}
@@ -213,8 +213,8 @@ func (k *keeper) hold(ctx context.Context) error {
 
 // take handles one message.
 func (k *keeper) take(f *frame) error {
-	var v kept
-	if err := f.decode(&v); err != nil || f.kind != kindKept {
+	v, err := f.kept()
+	if err != nil || f.kind != kindKept {
 		return fmt.Errorf("message of kind %d from cri-monitor: %w", f.kind, errors.Join(err, errdefs.ErrInternal))
 	}
 	switch {

@@ -66,7 +66,8 @@ func (c *conn) parts(f *frame) (parts []part, err error) {
 
 // part takes the descriptors of f as ones that Go's poller knows nothing of.
 func (f *frame) part(k kept) (part, error) {
-	p := part{kept: k}
+	p := part{kept: k, fds: f.fds}
+	f.fds = nil
 	for _, file := range f.files {
 		fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
