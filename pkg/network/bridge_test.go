@@ -171,6 +171,45 @@ func TestBridgeOptions(t *testing.T) {
 	}
 }
 
+// TestBridgeChanges: what happens to the bridge between two pods, whose plugin remembers it, is seen, and leaves the pod nothing twice.
+func TestBridgeChanges(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"hairpinMode":true,`, "10.77.0.0/24"))
+	n.attach(t, newPod(t))
+	for _, tc := range []struct {
+		name    string
+		prepare [][]string
+	}{
+		{"nothing", nil},
+		{"down", [][]string{{"link", "set", "cni0", "down"}}},
+		{"renamed", [][]string{{"link", "set", "cni0", "down"}, {"link", "set", "cni0", "name", "cni1"}, {"link", "set", "cni1", "up"}}},
+		{"gone", [][]string{{"link", "del", "cni0"}}},
+		{"replaced", [][]string{{"link", "del", "cni0"}, {"link", "add", "cni0", "type", "bridge"}}},
+		{"replaced by one that is up", [][]string{{"link", "del", "cni0"}, {"link", "add", "cni0", "up", "type", "bridge"}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for _, args := range tc.prepare {
+				run(t, "ip", args...)
+			}
+			p := newPod(t)
+			r := n.attach(t, p)
+			if s := run(t, "ip", "-d", "link", "show", r.HostInterface); !strings.Contains(s, "master cni0") || !strings.Contains(s, "hairpin on") {
+				t.Error(s)
+			}
+			if s := run(t, "ip", "-o", "addr", "show", "cni0", "up"); !strings.Contains(s, "10.77.0.1/24") {
+				t.Error(s)
+			}
+			if s := inNS(t, p.NetNS, "ip", "-o", "-4", "addr", "show", "eth0", "up"); !strings.Contains(s, r.IPs[0].String()+"/24") {
+				t.Error(s)
+			}
+			if leases, _ := filepath.Glob(n.cfg.StateDir + "/*/10.77.0.*"); len(leases) != 2 {
+				t.Errorf("leases %v", leases)
+			}
+		})
+	}
+	run(t, "ip", "link", "del", "cni1")
+}
+
 func TestDuplicateAddressDetection(t *testing.T) {
 	n := newNode(t, ModeAuto)
 	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"enabledad":true,`, "fd77::/64"))

@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containerd/errdefs"
-	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/pkg/network/hostlocal"
@@ -106,7 +104,23 @@ func (p *Plugins) bridge(ctx context.Context, c Call, base *conf, stdin []byte) 
 	return nil, err
 }
 
-func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) (_ *current.Result, err error) {
+// errOtherBridge: the link that was the bridge is not, or not as it is to be.
+var errOtherBridge = fmt.Errorf("it has been replaced or changed meanwhile: %w", errdefs.ErrUnavailable)
+
+func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin []byte) (*current.Result, error) {
+	// Whether it is still the bridge is seen at the end, where it is looked at anyway.
+	index := p.shared.bridge(conf.Bridge)
+	r, err := p.bridgeAddTo(ctx, c, conf, stdin, index)
+	if index > 0 && errors.Is(err, errOtherBridge) {
+		p.shared.remember(conf.Bridge, 0)
+		r, err = p.bridgeAddTo(ctx, c, conf, stdin, 0)
+	}
+	return r, err
+}
+
+// bridgeAddTo attaches the pod to the bridge with an index, or to that of the configured name, which is made if it is missing, for
+// index 0.
+func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, stdin []byte, bridge int) (_ *current.Result, err error) {
 	op := operation.FromContext(ctx)
 	end := op.Part("network: veth")
 	ns, err := netns.Open(c.NetNS)
@@ -125,12 +139,17 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		}
 		p.dialogs.put(d)
 	}()
-	br, err := p.ensureBridge(d, conf)
-	if err != nil {
-		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+	known := bridge > 0
+	if !known {
+		if bridge, err = p.ensureBridge(d, conf); err != nil {
+			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
+		}
 	}
-	v, host, err := p.addVeth(d, c, conf, br, int(ns.Fd()))
+	v, host, err := p.addVeth(d, c, conf, bridge, int(ns.Fd()))
 	if err != nil {
+		if known && notBridge(err) { // nothing was made
+			err = errors.Join(errOtherBridge, err)
+		}
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
 	defer func() {
@@ -141,10 +160,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		}
 	}()
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{
-		{Name: br.Attrs().Name}, {Name: v.host, Mac: v.hostMAC.String()}, {Name: c.IfName, Mac: v.podMAC.String(), Sandbox: c.NetNS}}}
-	if err := portFlags(host, conf); err != nil {
-		return nil, fmt.Errorf("bridge: %s: %w", v.host, err)
-	}
+		{Name: conf.Bridge}, {Name: v.host, Mac: v.hostMAC.String()}, {Name: c.IfName, Mac: v.podMAC.String(), Sandbox: c.NetNS}}}
 	end()
 	end = op.Part("network: address")
 	var gateways []netip.Prefix
@@ -156,7 +172,7 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		end()
 		end = op.Part("network: layer 3")
 		r.IPs, r.Routes, r.DNS = ip.IPs, ip.Routes, ip.DNS
-		if gateways, err = p.layer3(c, conf, int(ns.Fd()), host.Attrs().ParentIndex, r); err != nil {
+		if gateways, err = p.layer3(c, conf, int(ns.Fd()), host.parent, r); err != nil {
 			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 	} else if !conf.DisableContainerInterface {
@@ -166,118 +182,43 @@ func (p *Plugins) bridgeAdd(ctx context.Context, c Call, conf *bridgeConf, stdin
 		}
 	}
 	end()
-	end = op.Part("network: gateway")
-	if br, host, err = p.gatewayAddrs(d, conf, br, host, gateways); err != nil {
+	defer op.Part("network: gateway")()
+	br, err := p.gateway(d, conf, bridge, host.index, gateways)
+	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
-	if !conf.DisableContainerInterface {
-		if err := waitUp(d, host); err != nil {
-			return nil, err
-		}
-		if _, err := d.do(portRouteRequest(host.Attrs().Index)); err != nil { // its answer does not matter: there may be no IPv6
-			return nil, err
-		}
-	}
-	end()
-	r.Interfaces[0].Mac = br.Attrs().HardwareAddr.String()
+	r.Interfaces[0].Mac = br.mac.String()
 	if dns := conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
 		r.DNS = dns
 	}
 	return r, nil
 }
 
-// gatewayAddrs gives the bridge its addresses, and returns bridge and port as they are then: the bridge's hardware address may
-// have followed that of its first port. In the common case, where this process has settled all of them before and they are
-// there, nobody waits for anybody.
-func (p *Plugins) gatewayAddrs(d *dialog, conf *bridgeConf, br, host netlink.Link, gateways []netip.Prefix) (_, _ netlink.Link, err error) {
-	index := br.Attrs().Index
-	var reqs []*nl.NetlinkRequest
-	for _, gw := range gateways {
-		reqs = append(reqs, addrRequest(index, gatewayAddr(gw)))
-	}
-	links := []*nl.NetlinkRequest{linkRequest("", index), linkRequest("", host.Attrs().Index)}
-	all := append(reqs, links...)
-	added := make([]bool, len(gateways))
-	if p.shared.settled(index, gateways) {
-		answers, err := d.do(all...)
-		if err != nil {
-			return nil, nil, err
-		}
-		there := true
-		for i := range gateways {
-			added[i] = answers[i].err == nil // it had gone
-			there = there && errors.Is(answers[i].err, unix.EEXIST)
-		}
-		// What is not settled any more is being settled anew.
-		if there && p.shared.settled(index, gateways) {
-			if err := enableForwarding(gateways); err != nil {
-				return nil, nil, err
-			}
-			return linksOf(answers[len(gateways):])
-		}
-	}
-	p.shared.mu.Lock()
-	defer p.shared.mu.Unlock()
-	p.shared.unsettle(index, gateways)
-	answers, err := d.do(all...)
-	if err != nil {
-		return nil, nil, err
-	}
-	now := answers[len(gateways):]
-	for i, gw := range gateways {
-		was := answers[i].err
-		if added[i] && errors.Is(was, unix.EEXIST) {
-			was = nil // nobody has looked at what it means
-		}
-		if err := ensureAddr(br, conf, gw, was); err != nil {
-			return nil, nil, err
-		}
-		if was == nil { // which may have changed the bridge
-			now = nil
-		}
-	}
-	if err := enableForwarding(gateways); err != nil {
-		return nil, nil, err
-	}
-	p.shared.settle(index, gateways)
-	if now == nil {
-		if now, err = d.do(links...); err != nil {
-			return nil, nil, err
-		}
-	}
-	return linksOf(now)
-}
-
-// linksOf are a bridge and its port, of the answers to two linkRequests.
-func linksOf(answers []answer) (br, port netlink.Link, err error) {
-	if br, err = answers[0].link(); err != nil {
-		return nil, nil, err
-	}
-	if port, err = answers[1].link(); err != nil {
-		return nil, nil, fmt.Errorf("port: %w", err)
-	}
-	return br, port, nil
+// notBridge tells whether a pair could not be made because there is no link to be its bridge, or one that is none.
+func notBridge(err error) bool {
+	return slices.ContainsFunc([]error{unix.EINVAL, unix.ENODEV, unix.EOPNOTSUPP}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // addVeth makes the pair. A link of the same name in the pod that an earlier DEL left to be deleted is deleted now.
-func (p *Plugins) addVeth(d *dialog, c Call, conf *bridgeConf, br netlink.Link, ns int) (veth, netlink.Link, error) {
-	v := veth{pod: c.IfName, hostMAC: hardwareAddr(), podMAC: conf.mac, mtu: conf.MTU, master: br.Attrs().Index, netns: ns}
+func (p *Plugins) addVeth(d *dialog, c Call, conf *bridgeConf, bridge, ns int) (v veth, host device, err error) {
+	v = veth{pod: c.IfName, hostMAC: hardwareAddr(), podMAC: conf.mac, mtu: conf.MTU, netns: ns,
+		master: bridge, hairpin: conf.HairpinMode, alone: conf.PortIsolation}
 	if v.podMAC == nil {
 		v.podMAC = hardwareAddr()
 	}
 	for try := 0; ; try++ {
 		v.host = hostName()
-		host, err := v.create(d)
+		host, err = v.create(d)
 		if err == nil || !errors.Is(err, unix.EEXIST) || try == 5 {
 			return v, host, err
 		}
 		if answers, err := d.do(linkRequest(v.host, 0)); err != nil {
-			return v, nil, err
+			return v, host, err
 		} else if answers[0].err == nil {
 			continue // the random name is taken
 		}
 		if err := removeDead(d, ns, c.IfName); err != nil {
-			return v, nil, err
+			return v, host, err
 		}
 	}
 }
@@ -305,38 +246,6 @@ func (p *Plugins) layer3(c Call, conf *bridgeConf, ns, index int, r *current.Res
 		}
 	}
 	return gateways, nil
-}
-
-// gateways completes the result as the reference does: interface 2, the subnet's first address as gateway where IPAM
-// names none, a default route of each family. It returns the addresses for the bridge.
-func (conf *bridgeConf) gateways(r *current.Result, addrs []netip.Prefix) []netip.Prefix {
-	var gws []netip.Prefix
-	defaults := map[bool]bool{}
-	for i, ip := range r.IPs {
-		ip.Interface = current.Int(2)
-		v4 := addrs[i].Addr().Is4()
-		if ip.Gateway == nil && conf.IsGateway {
-			ip.Gateway = addrs[i].Masked().Addr().Next().AsSlice()
-		}
-		everywhere := net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
-		if v4 {
-			everywhere = net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
-		}
-		if conf.IsDefaultGateway && !defaults[v4] {
-			defaults[v4] = true
-			found := false
-			for _, route := range r.Routes {
-				found = found || route.GW != nil && route.Dst.String() == everywhere.String()
-			}
-			if !found {
-				r.Routes = append(r.Routes, &types.Route{Dst: everywhere, GW: ip.Gateway})
-			}
-		}
-		if gw, ok := netip.AddrFromSlice(ip.Gateway); ok && conf.IsGateway {
-			gws = append(gws, netip.PrefixFrom(gw.Unmap(), addrs[i].Bits()))
-		}
-	}
-	return gws
 }
 
 // bridgeDel undoes bridgeAdd as far as it got.

@@ -15,20 +15,29 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/network/netns"
 )
 
-// ensureBridge takes the bridge that is there, or makes it.
-func (p *Plugins) ensureBridge(d *dialog, conf *bridgeConf) (netlink.Link, error) {
+// ensureBridge takes the bridge that is there, or makes it, and returns its index.
+func (p *Plugins) ensureBridge(d *dialog, conf *bridgeConf) (int, error) {
 	answers, err := d.do(linkRequest(conf.Bridge, 0))
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	l, err := answers[0].link()
-	if err == nil && l.Type() == "bridge" && l.Attrs().RawFlags&unix.IFF_UP != 0 && (!conf.PromiscMode || l.Attrs().Promisc != 0) {
-		return l, nil
+	l, err := answers[0].device()
+	if err == nil && conf.ready(l) {
+		return l.index, nil
 	}
 	if err != nil && !notFound(err) {
-		return nil, err
+		return 0, err
 	}
-	return p.makeBridge(conf)
+	made, err := p.makeBridge(conf)
+	if err != nil {
+		return 0, err
+	}
+	return made.Attrs().Index, nil
+}
+
+// ready tells whether l is the configured bridge, and nothing about it is to be changed.
+func (conf *bridgeConf) ready(l device) bool {
+	return l.name == conf.Bridge && l.kind == "bridge" && l.up() && (!conf.PromiscMode || l.promisc != 0)
 }
 
 func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {
@@ -69,7 +78,7 @@ func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {
 
 // ensureAddr settles a gateway address of the bridge. was is the answer to addrRequest for it. The caller has held shared since
 // before that request: of two networks with addresses that exclude each other, one is first.
-func ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) error {
+func ensureAddr(bridge int, conf *bridgeConf, gw netip.Prefix, was error) error {
 	if errors.Is(was, unix.EEXIST) {
 		return nil
 	}
@@ -81,6 +90,10 @@ func ensureAddr(br netlink.Link, conf *bridgeConf, gw netip.Prefix, was error) e
 		return err
 	}
 	defer h.Close()
+	br, err := h.LinkByIndex(bridge)
+	if err != nil {
+		return err
+	}
 	if err := newAddr(h, br, conf, gw); err != nil {
 		return errors.Join(err, h.AddrDel(br, gatewayAddr(gw)))
 	}
@@ -134,39 +147,9 @@ func newAddr(h *netlink.Handle, br netlink.Link, conf *bridgeConf, gw netip.Pref
 			return fmt.Errorf("remove address %s: %w", other, err)
 		}
 	}
-	// Set its hardware address to what it is, or it follows the lowest one of its ports. A bridge whose last port went before
-	// it had an address of its own has none; now it has that of the pod's port.
-	mac := br.Attrs().HardwareAddr
-	if len(mac) == 0 {
-		now, err := h.LinkByIndex(br.Attrs().Index)
-		if err != nil {
-			return fmt.Errorf("hardware address: %w", err)
-		}
-		mac = now.Attrs().HardwareAddr
-	}
-	if err := h.LinkSetHardwareAddr(br, mac); err != nil {
+	// Set its hardware address to what it is, now that it has the pod's port, or it follows the lowest one of its ports.
+	if err := h.LinkSetHardwareAddr(br, br.Attrs().HardwareAddr); err != nil {
 		return fmt.Errorf("hardware address: %w", err)
-	}
-	return nil
-}
-
-func portFlags(host netlink.Link, conf *bridgeConf) error {
-	if conf.HairpinMode || conf.PortIsolation {
-		h, err := handle()
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		if conf.HairpinMode {
-			if err := h.LinkSetHairpin(host, true); err != nil {
-				return fmt.Errorf("hairpin mode: %w", err)
-			}
-		}
-		if conf.PortIsolation {
-			if err := h.LinkSetIsolated(host, true); err != nil {
-				return fmt.Errorf("port isolation: %w", err)
-			}
-		}
 	}
 	return nil
 }

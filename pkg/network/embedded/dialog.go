@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -107,17 +106,6 @@ func (d *dialog) read(b []byte, first uint32, answers []answer) (done bool, err 
 		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 	}
 	return done, nil
-}
-
-// link is the answer to a linkRequest.
-func (a answer) link() (netlink.Link, error) {
-	if a.err != nil {
-		return nil, a.err
-	}
-	if len(a.data) < unix.SizeofIfInfomsg {
-		return nil, fmt.Errorf("netlink: link of %d bytes: %w", len(a.data), unix.EBADMSG)
-	}
-	return netlink.LinkDeserialize(nil, a.data)
 }
 
 // linkRequest asks for a link by its index, else by its name; without its statistics.

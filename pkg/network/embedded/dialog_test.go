@@ -3,9 +3,11 @@ package embedded
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -61,8 +63,15 @@ func TestDialogReads(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (answer{data: []byte{1}}).link(); err == nil {
-		t.Error("a link of one byte")
+	for name, data := range map[string][]byte{
+		"of one byte":                  {1},
+		"with an attribute of no size": append(make([]byte, unix.SizeofIfInfomsg), 0, 0, 3, 0),
+		"with an attribute cut short":  append(make([]byte, unix.SizeofIfInfomsg), 9, 0, 3, 0, 'l', 'o'),
+		"of a kind cut short":          append(make([]byte, unix.SizeofIfInfomsg), 8, 0, unix.IFLA_LINKINFO, 0, 9, 0, 1, 0),
+	} {
+		if l, err := (answer{data: data}).device(); err == nil {
+			t.Errorf("a link %s: %+v", name, l)
+		}
 	}
 }
 
@@ -82,7 +91,7 @@ func TestDialog(t *testing.T) {
 		if answers[0].err != unix.ENODEV || answers[1].err == nil {
 			t.Errorf("%v, %v", answers[0].err, answers[1].err)
 		}
-		if l, err := answers[2].link(); err != nil || l.Attrs().Name != "lo" || l.Attrs().Index != 1 {
+		if l, err := answers[2].device(); err != nil || l.name != "lo" || l.index != 1 {
 			t.Errorf("%+v, %v", l, err)
 		}
 	}
@@ -104,5 +113,44 @@ func TestDialog(t *testing.T) {
 		t.Error(err)
 	} else {
 		one.close()
+	}
+}
+
+// What is read of a link is what the netlink package reads.
+func TestDevice(t *testing.T) {
+	testns.Root(t)
+	ip(t, "link", "add", "device0", "type", "bridge")
+	defer ip(t, "link", "del", "device0")
+	ip(t, "link", "add", "device1", "master", "device0", "group", "77", "up", "type", "veth", "peer", "name", "device2")
+	defer ip(t, "link", "del", "device1")
+	ip(t, "link", "set", "device2", "up", "promisc", "on")
+	d, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	for _, name := range []string{"lo", "device0", "device1", "device2"} {
+		answers, err := d.do(linkRequest(name, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := answers[0].device()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := netlink.LinkDeserialize(nil, answers[0].data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := l.Attrs()
+		kind := l.Type()
+		if name == "lo" {
+			kind = "" // the package calls it device
+		}
+		want := device{name: a.Name, kind: kind, index: a.Index, parent: a.ParentIndex, master: a.MasterIndex, flags: a.RawFlags,
+			group: a.Group, promisc: uint32(a.Promisc), oper: uint8(a.OperState), mac: a.HardwareAddr}
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+			t.Errorf("%+v\n%+v", got, want)
+		}
 	}
 }

@@ -45,9 +45,10 @@ func addresses(h *netlink.Handle, l netlink.Link, family int) (list []netlink.Ad
 type veth struct {
 	host, pod       string // names
 	hostMAC, podMAC net.HardwareAddr
-	mtu             int // 0: the kernel's default
-	master          int // the host end's bridge
-	netns           int // fd of the pod end's namespace
+	mtu             int  // 0: the kernel's default
+	master          int  // the host end's bridge
+	hairpin, alone  bool // the port's flags: frames may leave by it again; it is isolated from others that are
+	netns           int  // fd of the pod end's namespace
 }
 
 // create makes the pair, and returns the host end: up and in its bridge, the pod end in its namespace and down. Hardware
@@ -60,7 +61,7 @@ type veth struct {
 //
 // The pair is made by a request of its own: those after it find the host end by its name, and with that taken they would change
 // somebody else's link.
-func (v veth) create(d *dialog) (netlink.Link, error) {
+func (v veth) create(d *dialog) (host device, _ error) {
 	answers, err := d.do(v.request())
 	if err == nil {
 		err = answers[0].err
@@ -72,14 +73,14 @@ func (v veth) create(d *dialog) (netlink.Link, error) {
 		err = answers[1].err // of the one before nothing depends: without IPv6 it is refused
 	}
 	if err != nil {
-		return nil, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
+		return host, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
 	}
-	return answers[2].link()
+	return answers[2].device()
 }
 
-// set changes the host end by its name.
+// set changes the host end by its name: RTM_NEWLINK, which may tell its flags as a port too, and makes nothing without NLM_F_CREATE.
 func (v veth) set(flags uint32) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = flags, flags
 	req.AddData(msg)
@@ -87,11 +88,30 @@ func (v veth) set(flags uint32) *nl.NetlinkRequest {
 	return req
 }
 
-func (v veth) up() *nl.NetlinkRequest { return v.set(unix.IFF_UP) }
+// up also sets the port's flags: IFLA_INFO_SLAVE_DATA, Linux 3.14; isolated, Linux 4.18.
+func (v veth) up() *nl.NetlinkRequest {
+	req := v.set(unix.IFF_UP)
+	if v.hairpin || v.alone {
+		const hairpin, isolated = 4, 33 // IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+		port := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+		for _, flag := range []struct {
+			attr int
+			set  bool
+		}{{hairpin, v.hairpin}, {isolated, v.alone}} {
+			if flag.set {
+				port.AddRtAttr(flag.attr, []byte{1})
+			}
+		}
+		req.AddData(info)
+	}
+	return req
+}
 
 func (v veth) addressless() *nl.NetlinkRequest { return addressless(v.set(0)) }
 
-// addressless adds to a RTM_SETLINK that addr_gen_mode is none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17. Without IPv6 it is refused.
+// addressless adds to a change of a link that addr_gen_mode is none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17. Without IPv6 it is refused.
 func addressless(req *nl.NetlinkRequest) *nl.NetlinkRequest {
 	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
@@ -166,16 +186,16 @@ func notFound(err error) bool {
 
 // waitUp waits until a bridge port forwards: the kernel's link watch does that in the background. host is what the port was
 // like last.
-func waitUp(d *dialog, host netlink.Link) error {
+func waitUp(d *dialog, host device) error {
 	deadline := time.Now().Add(3 * time.Second)
-	for wait := 50 * time.Microsecond; host.Attrs().OperState != netlink.OperUp; wait = min(2*wait, 20*time.Millisecond) {
+	for wait := 50 * time.Microsecond; host.oper != uint8(netlink.OperUp); wait = min(2*wait, 20*time.Millisecond) {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("bridge port %s is %s: %w", host.Attrs().Name, host.Attrs().OperState, errdefs.ErrUnavailable)
+			return fmt.Errorf("bridge port %s is %s: %w", host.name, netlink.LinkOperState(host.oper), errdefs.ErrUnavailable)
 		}
 		time.Sleep(wait)
-		answers, err := d.do(linkRequest("", host.Attrs().Index))
+		answers, err := d.do(linkRequest("", host.index), portRouteRequest(host.index))
 		if err == nil {
-			host, err = answers[0].link()
+			host, err = answers[0].device()
 		}
 		if err != nil {
 			return fmt.Errorf("bridge port: %w", err)

@@ -69,14 +69,14 @@ func (p *Plugins) retireHost(host *current.Interface) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	l, err := answers[0].link()
-	if notFound(err) || err == nil && (l.Type() != "veth" || l.Attrs().HardwareAddr.String() != host.Mac) {
+	l, err := answers[0].device()
+	if notFound(err) || err == nil && (l.kind != "veth" || l.mac.String() != host.Mac) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", host.Name, err)
 	}
-	index := l.Attrs().Index
+	index := l.index
 	// In this order: a bridge enables a port anew when something about its link changes.
 	answers, err = d.do(groupRequest(index, deadGroup), disableRequest(index))
 	if err != nil {
@@ -217,19 +217,19 @@ func removeDead(d *dialog, ns int, ifname string) error {
 	if err != nil {
 		return err
 	}
-	host, err := answers[0].link()
-	if err != nil || host.Type() != "veth" || host.Attrs().ParentIndex != pod.Index || host.Attrs().Group != deadGroup {
+	host, err := answers[0].device()
+	if err != nil || host.kind != "veth" || host.parent != pod.Index || host.group != deadGroup {
 		return inUse
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(host.Attrs().Index)
+	msg.Index = int32(host.index)
 	req.AddData(msg)
 	if answers, err = d.do(req); err != nil {
 		return err
 	}
 	if err := answers[0].err; err != nil && !notFound(err) {
-		return fmt.Errorf("delete %s: %w", host.Attrs().Name, err)
+		return fmt.Errorf("delete %s: %w", host.name, err)
 	}
 	return nil
 }

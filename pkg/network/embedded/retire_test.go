@@ -154,7 +154,7 @@ func TestVethNameTaken(t *testing.T) {
 	}
 	v.host = "veth00c0ffef"
 	l, err := v.create(d)
-	if err != nil || l.Attrs().Name != v.host || l.Attrs().RawFlags&unix.IFF_UP == 0 {
+	if err != nil || l.name != v.host || !l.up() {
 		t.Errorf("%+v, %v", l, err)
 	}
 }
@@ -187,7 +187,7 @@ func TestGatewaysExclude(t *testing.T) {
 					return
 				}
 				defer d.close()
-				_, _, errs[i] = p.gatewayAddrs(d, &bridgeConf{conf: &conf{}, Bridge: "excl0"}, br, port, []netip.Prefix{gw})
+				_, _, errs[i] = p.gatewayAddrs(d, &bridgeConf{conf: &conf{}, Bridge: "excl0"}, br.Attrs().Index, port.Attrs().Index, []netip.Prefix{gw})
 			})
 		}
 		wg.Wait()

@@ -11,6 +11,7 @@ type shared struct {
 
 	known sync.Mutex // of what follows, and for that only
 	done  map[settled]bool
+	index map[string]int // of bridges as they were last seen, by name
 }
 
 // settled is a gateway address that this process has seen on a bridge, or has given it, and what it means for the others there
@@ -18,6 +19,26 @@ type shared struct {
 type settled struct {
 	bridge int // index
 	addr   netip.Prefix
+}
+
+// bridge is the index that a bridge had last, 0 if nobody knows.
+func (s *shared) bridge(name string) int {
+	s.known.Lock()
+	defer s.known.Unlock()
+	return s.index[name]
+}
+
+// remember keeps a bridge's index; 0 forgets it.
+func (s *shared) remember(name string, index int) {
+	s.known.Lock()
+	defer s.known.Unlock()
+	if s.index[name] == index {
+		return
+	}
+	if s.index == nil || len(s.index) >= maxSettled {
+		s.index = map[string]int{}
+	}
+	s.index[name] = index
 }
 
 // maxSettled bounds what is remembered: bridges come and go, and each has an index of its own.

@@ -56,7 +56,7 @@ func TestGatewaySettled(t *testing.T) {
 	}
 	defer d.close()
 	ensure := func(conf bridgeConf) error {
-		_, _, err := p.gatewayAddrs(d, &conf, br, port, []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24")})
+		_, _, err := p.gatewayAddrs(d, &conf, br.Attrs().Index, port.Attrs().Index, []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24")})
 		return err
 	}
 	has := func(want ...string) {
