@@ -38,6 +38,35 @@ func Create(path string, b []byte, mode uint32) error {
 	return finish(path, fd, b)
 }
 
+// Overwrite is Write for a file that is mostly there, and is not cut to nothing first: ext4 writes out a file that was (ext4(5),
+// auto_da_alloc). A reader, or a crash, may find some of both contents. It follows no link.
+func Overwrite(path string, b []byte, mode uint32) error {
+	fd, err := open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, mode)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && st.Size > int64(len(b)) {
+		err = unix.Ftruncate(fd, int64(len(b)))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return &fs.PathError{Op: "truncate", Path: path, Err: err}
+	}
+	return finish(path, fd, b)
+}
+
+// Reuse writes a file that was taken out of use, if it is one that can be used again: a regular one of ours with that mode and
+// with no other name. Else, as for one that is not there, it is an error.
+func Reuse(path string, b []byte, mode uint32) error {
+	fd := reuse(path, len(b), mode)
+	if fd < 0 {
+		return &fs.PathError{Op: "reuse", Path: path, Err: fs.ErrInvalid}
+	}
+	return finish(path, fd, b)
+}
+
 func open(path string, flags int, mode uint32) (int, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func content(t *testing.T, path string) string {
@@ -196,5 +198,24 @@ func TestRemoveDirectory(t *testing.T) {
 	}
 	if err := s.Clean(); err != nil || names(t, dir) != "" {
 		t.Errorf("%v, %s", err, names(t, dir))
+	}
+}
+
+func TestOverwrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, text := range []string{"first", "a longer one", "short", ""} {
+		if err := Overwrite(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != text {
+			t.Errorf("%q %v, want %q", b, err, text)
+		}
+	}
+	link := path + "-link"
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := Overwrite(link, []byte("through it"), 0o600); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link: %v", err)
 	}
 }

@@ -80,7 +80,7 @@ func (c *Config) give(s *store, id, ifname string, given func(netip.Addr, Range)
 		}
 		var failed error
 		done := false
-		set.each(s.last(name), func(a netip.Addr, r Range) bool {
+		set.each(s.lastOf(name), func(a netip.Addr, r Range) bool {
 			if done, failed = s.reserve(a, id, ifname, name); done {
 				given(a, r)
 			}

@@ -28,6 +28,8 @@ type store struct {
 	mu  chan struct{} // a mutex that gives up with its context
 
 	leases map[netip.Addr]string // address → content, trimmed
+	last   map[string]netip.Addr // by range set, as far as it was read
+	spares []string              // names of files of released leases
 	mtime  unix.Timespec
 }
 
@@ -46,26 +48,23 @@ func (s *store) locked(ctx context.Context, f func() error) error {
 		return fmt.Errorf("host-local: wait for %s: %w", s.dir, ctx.Err())
 	}
 	defer func() { <-s.mu }()
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
-		return fmt.Errorf("host-local: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	lock, err := s.openLock()
 	if err != nil {
 		return fmt.Errorf("host-local: %w", err)
 	}
-	defer lock.Close() // and unlock
+	defer unix.Close(lock) // and unlock
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			break
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("host-local: lock %s: %w", lock.Name(), err)
+			return fmt.Errorf("host-local: lock %s: %w", s.lockName(), err)
 		}
 		select { // another process has it; flock(2) itself has no deadline
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return fmt.Errorf("host-local: %s is locked by another process: %w", lock.Name(), ctx.Err())
+			return fmt.Errorf("host-local: %s is locked by another process: %w", s.lockName(), ctx.Err())
 		}
 	}
 	if err := s.load(false); err != nil {
@@ -74,6 +73,27 @@ func (s *store) locked(ctx context.Context, f func() error) error {
 	err = f()
 	s.stamp()
 	return err
+}
+
+func (s *store) lockName() string { return filepath.Join(s.dir, "lock") }
+
+// openLock opens the file that is locked, which the reference plugin locks, too. It is opened each time: somebody may have removed
+// the directory.
+func (s *store) openLock() (int, error) {
+	for made := false; ; {
+		fd, err := unix.Open(s.lockName(), unix.O_CREAT|unix.O_RDONLY|unix.O_CLOEXEC, 0o600)
+		switch {
+		case err == nil:
+			return fd, nil
+		case err == unix.ENOENT && !made:
+			if err := os.MkdirAll(s.dir, 0o755); err != nil {
+				return -1, err
+			}
+			made = true
+		case err != unix.EINTR:
+			return -1, &os.PathError{Op: "open", Path: s.lockName(), Err: err}
+		}
+	}
 }
 
 // load reads the leases if somebody else changed the directory, or anyway.
@@ -90,7 +110,12 @@ func (s *store) load(force bool) error {
 		return fmt.Errorf("host-local: %w", err)
 	}
 	s.leases = make(map[netip.Addr]string, len(entries))
+	s.last, s.spares = nil, nil
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), sparePrefix) {
+			s.spares = append(s.spares, e.Name())
+			continue
+		}
 		a, err := netip.ParseAddr(e.Name())
 		if err != nil || !e.Type().IsRegular() {
 			continue
@@ -153,14 +178,14 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 		return false, nil
 	}
 	path := filepath.Join(s.dir, a.String())
-	err := writeNew(path, content(id, ifname))
+	err := s.lease(path, content(id, ifname))
 	if errors.Is(err, os.ErrExist) {
 		s.leases[a] = ""
 		return false, nil
 	}
 	if err == nil {
 		if err = faultpoint.Hit("hostlocal.leased"); err == nil {
-			err = overwrite(filepath.Join(s.dir, "last_reserved_ip."+set), a.String())
+			err = s.setLast(set, a)
 		}
 		if err != nil {
 			err = errors.Join(err, os.Remove(path))
@@ -173,53 +198,6 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 	return true, nil
 }
 
-// writeNew makes a file with its content, or none: it has no name before it is written (open(2), O_TMPFILE), so that a
-// process that is killed leaves no lease without an owner. os.ErrExist: there is a file of that name.
-func writeNew(path, text string) error {
-	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
-	named := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) // a file system without it
-	if named {
-		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_EXCL|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), path)
-	_, err = f.WriteString(text)
-	if err == nil {
-		err = faultpoint.Hit("hostlocal.lease.written")
-	}
-	if err == nil && !named {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-	}
-	err = errors.Join(err, f.Close())
-	if err != nil && named {
-		err = errors.Join(err, os.Remove(path))
-	}
-	return err
-}
-
-// overwrite replaces a file's content without truncating it to nothing first, which makes ext4 write it to disk at
-// once (ext4(5), auto_da_alloc).
-func overwrite(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt([]byte(text), 0)
-	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
-}
-
-// last is the address that was given last from a range set.
-func (s *store) last(set string) netip.Addr {
-	b, err := readLease(filepath.Join(s.dir, "last_reserved_ip."+set))
-	if err != nil {
-		return netip.Addr{}
-	}
-	a, _ := netip.ParseAddr(b)
-	return a.Unmap()
-}
-
 // of returns the addresses of an attachment. Leases without an interface name are of old versions of the plugin.
 func (s *store) of(id, ifname string) []netip.Addr {
 	var as []netip.Addr
@@ -230,12 +208,4 @@ func (s *store) of(id, ifname string) []netip.Addr {
 		}
 	}
 	return as
-}
-
-func (s *store) release(a netip.Addr) error {
-	if err := os.Remove(filepath.Join(s.dir, a.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("host-local: release: %w", err)
-	}
-	delete(s.leases, a)
-	return nil
 }

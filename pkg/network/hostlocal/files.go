@@ -1,0 +1,118 @@
+package hostlocal
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
+	"github.com/seed-9a14075a/cri-server/pkg/faultpoint"
+)
+
+// sparePrefix is that of files whose lease was released, for the next leases: a rename is much less for a file system than a new
+// inode. The reference plugin passes over names that are no addresses.
+const sparePrefix = ".spare-"
+
+// lease makes a lease with its content, or none: it has no name of a lease before it is written, so that a process that is killed
+// leaves none without an owner. os.ErrExist: there is a file of that name.
+func (s *store) lease(path, text string) error {
+	for n := len(s.spares); n > 0; n = len(s.spares) {
+		spare := filepath.Join(s.dir, s.spares[n-1])
+		s.spares = s.spares[:n-1]
+		if smallfile.Reuse(spare, []byte(text), 0o600) != nil { // another process may have used it
+			_ = unix.Unlink(spare)
+			continue
+		}
+		err := faultpoint.Hit("hostlocal.lease.written")
+		if err == nil {
+			err = unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		}
+		if err == nil {
+			return nil
+		}
+		_ = unix.Unlink(spare)
+		if err != unix.EINVAL { // renameat2(2): a file system without the flag
+			return err
+		}
+	}
+	return writeNew(path, text)
+}
+
+// writeNew is lease with a new file, which has no name at all while it is written (open(2), O_TMPFILE).
+func writeNew(path, text string) error {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+	named := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) // a file system without it
+	if named {
+		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_EXCL|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	_, err = f.WriteString(text)
+	if err == nil {
+		err = faultpoint.Hit("hostlocal.lease.written")
+	}
+	if err == nil && !named {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	err = errors.Join(err, f.Close())
+	if err != nil && named {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// release takes a lease away. Its file is a spare then, or gone.
+func (s *store) release(a netip.Addr) error {
+	path := filepath.Join(s.dir, a.String())
+	var err error
+	if len(s.spares) < smallfile.Enough {
+		spare := sparePrefix + strconv.FormatUint(rand.Uint64(), 36)
+		if err = unix.Rename(path, filepath.Join(s.dir, spare)); err == nil {
+			s.spares = append(s.spares, spare)
+		}
+	} else {
+		err = unix.Unlink(path)
+	}
+	if err != nil && err != unix.ENOENT {
+		return fmt.Errorf("host-local: release: %w", err)
+	}
+	delete(s.leases, a)
+	return nil
+}
+
+// lastName is the file with the address that was given last from a range set.
+func (s *store) lastName(set string) string { return filepath.Join(s.dir, "last_reserved_ip."+set) }
+
+// lastOf is the address that was given last from a range set. Who gives one changes the directory, too, and we read it anew.
+func (s *store) lastOf(set string) netip.Addr {
+	if a, ok := s.last[set]; ok {
+		return a
+	}
+	b, err := readLease(s.lastName(set))
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(strings.TrimSpace(b))
+	return a.Unmap()
+}
+
+func (s *store) setLast(set string, a netip.Addr) error {
+	delete(s.last, set)
+	if err := smallfile.Overwrite(s.lastName(set), []byte(a.String()), 0o600); err != nil {
+		return err
+	}
+	if s.last == nil {
+		s.last = map[string]netip.Addr{}
+	}
+	s.last[set] = a
+	return nil
+}

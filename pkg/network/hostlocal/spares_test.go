@@ -1,0 +1,123 @@
+package hostlocal
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func spares(t *testing.T, c *Config) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(c.Dir, sparePrefix+"*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func del(t *testing.T, c *Config, id string) {
+	t.Helper()
+	if as, err := Del(context.Background(), c, id, "eth0"); err != nil || len(as) != 1 {
+		t.Fatalf("%v %v", as, err)
+	}
+}
+
+// TestSpares: a released lease's file is that of a later one, with nothing of the former owner in it, and is no lease meanwhile; so
+// it is after a restart.
+func TestSpares(t *testing.T) {
+	for name, between := range map[string]func(c *Config){
+		"at once":         func(*Config) {},
+		"after a restart": func(c *Config) { stores.Delete(c.Dir) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := config(t, t.TempDir(), `"subnet":"10.1.2.0/24"`, "")
+			add(t, c, "a long name of a pod")
+			before, err := os.Stat(filepath.Join(c.Dir, "10.1.2.2"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			del(t, c, "a long name of a pod")
+			if got := spares(t, c); len(got) != 1 {
+				t.Fatalf("spares: %v", got)
+			}
+			if list, err := All(context.Background(), c.Dir); err != nil || len(list) != 0 {
+				t.Errorf("leases: %v %v", list, err)
+			}
+			if as, err := Leases(context.Background(), c, "a long name of a pod", "eth0"); err != nil || len(as) != 0 {
+				t.Errorf("%v %v", as, err)
+			}
+			between(c)
+			if got := add(t, c, "b"); got != "10.1.2.3/24" {
+				t.Error(got)
+			}
+			lease := filepath.Join(c.Dir, "10.1.2.3")
+			after, err := os.Stat(lease)
+			if err != nil || !os.SameFile(before, after) {
+				t.Errorf("another file (%v)", err)
+			}
+			if b, err := os.ReadFile(lease); err != nil || string(b) != "b\r\neth0" {
+				t.Errorf("%q %v", b, err)
+			}
+			if got := spares(t, c); len(got) != 0 {
+				t.Errorf("spares: %v", got)
+			}
+		})
+	}
+}
+
+// TestSparesOfNoUse: what stands where a spare was is not written to, and a lease is made all the same.
+func TestSparesOfNoUse(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "outside")
+	for name, change := range map[string]func(spare string) error{
+		"removed":         os.Remove,
+		"with a link":     func(s string) error { return os.Link(s, outside) },
+		"of another mode": func(s string) error { return os.Chmod(s, 0o644) },
+		"a symbolic link": func(s string) error {
+			if err := os.Remove(s); err != nil {
+				return err
+			}
+			return os.Symlink(outside, s)
+		},
+		"a directory": func(s string) error {
+			if err := os.Remove(s); err != nil {
+				return err
+			}
+			return os.Mkdir(s, 0o755)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_ = os.Remove(outside)
+			c := config(t, t.TempDir(), `"subnet":"10.1.2.0/24"`, "")
+			add(t, c, "a")
+			del(t, c, "a")
+			if err := change(spares(t, c)[0]); err != nil {
+				t.Fatal(err)
+			}
+			add(t, c, "b")
+			if b, err := os.ReadFile(filepath.Join(c.Dir, "10.1.2.3")); err != nil || string(b) != "b\r\neth0" {
+				t.Errorf("%q %v", b, err)
+			}
+			if b, err := os.ReadFile(outside); err == nil && string(b) != "a\r\neth0" {
+				t.Errorf("written through the link: %q", b)
+			}
+		})
+	}
+}
+
+// TestSpareOfATakenAddress: an address that somebody else took is not overwritten.
+func TestSpareOfATakenAddress(t *testing.T) {
+	c := config(t, t.TempDir(), `"subnet":"10.1.2.0/24"`, "")
+	add(t, c, "a")
+	del(t, c, "a")
+	foreign := filepath.Join(c.Dir, "10.1.2.3")
+	if err := os.Mkdir(foreign, 0o755); err != nil { // no lease that load would read
+		t.Fatal(err)
+	}
+	if got := add(t, c, "b"); got != "10.1.2.4/24" {
+		t.Error(got)
+	}
+	if st, err := os.Stat(foreign); err != nil || !st.IsDir() {
+		t.Errorf("%v %v", st, err)
+	}
+}
