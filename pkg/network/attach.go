@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -49,7 +48,7 @@ func (n *CNI) Attach(ctx context.Context, p Pod) (*Result, error) {
 		}
 	}
 	n.mu.Lock()
-	n.active[p.ID] = true
+	n.active[p.ID] = nil
 	n.mu.Unlock()
 	n.verbs.RLock()
 	defer n.verbs.RUnlock()
@@ -77,13 +76,17 @@ func (n *CNI) add(ctx context.Context, list *confList, rt *libcni.RuntimeConf) (
 	if err := faultpoint.Hit("network.attach.add"); err != nil {
 		return nil, err
 	}
-	var raw types.Result
+	var r *current.Result
+	var raw []byte
 	var err error
 	args := argsText(rt.Args)
 	if list.chain(n.exec).Fits(args) {
-		raw, err = n.addInProcess(ctx, list, rt, args)
+		r, raw, err = n.addInProcess(ctx, list, rt, args)
 	} else {
-		raw, err = n.lib.AddNetworkList(ctx, list.NetworkConfigList, rt)
+		var of types.Result
+		if of, err = n.lib.AddNetworkList(ctx, list.NetworkConfigList, rt); err == nil {
+			r, raw, err = latest(of)
+		}
 	}
 	if err == nil {
 		err = faultpoint.Hit("network.attach.added")
@@ -91,7 +94,7 @@ func (n *CNI) add(ctx context.Context, list *confList, rt *libcni.RuntimeConf) (
 	if err != nil {
 		return nil, err
 	}
-	return result(raw, list.Name, rt)
+	return result(r, raw, list.Name, rt)
 }
 
 // rollback runs DEL of each plugin, last first, whether those before it fail or not. (libcni stops at the first error,
@@ -109,18 +112,23 @@ func (n *CNI) rollback(ctx context.Context, list *confList, rt *libcni.RuntimeCo
 	return errors.Join(errs...)
 }
 
-// result checks what the plugins returned, which is not to be trusted, and picks out what kubelet needs.
-func result(raw types.Result, network string, rt *libcni.RuntimeConf) (*Result, error) {
-	r, err := current.GetResult(raw)
+// latest is a result of any version in the latest, as such and as text.
+func latest(of types.Result) (*current.Result, []byte, error) {
+	r, err := current.GetResult(of)
 	if err != nil {
-		if r, err = current.NewResultFromResult(raw); err != nil {
-			return nil, fmt.Errorf("result: %w", err)
+		if r, err = current.NewResultFromResult(of); err != nil {
+			return nil, nil, fmt.Errorf("result: %w", err)
 		}
 	}
-	b, err := json.Marshal(r)
+	b, err := encode(r)
 	if err != nil {
-		return nil, fmt.Errorf("result: %w", err)
+		return nil, nil, fmt.Errorf("result: %w", err)
 	}
+	return r, b, nil
+}
+
+// result checks what the plugins returned, which is not to be trusted, and picks out what kubelet needs. b is r as text.
+func result(r *current.Result, b []byte, network string, rt *libcni.RuntimeConf) (*Result, error) {
 	if len(b) > maxResult || len(r.IPs) > maxIPs {
 		return nil, fmt.Errorf("result: %d bytes with %d addresses are too many: %w", len(b), len(r.IPs), errdefs.ErrFailedPrecondition)
 	}

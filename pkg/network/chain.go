@@ -38,44 +38,93 @@ func (l *confList) chain(x *executor) *embedded.Chain {
 	return l.compiled
 }
 
+// attachment is what DEL of a list whose plugins all run in process needs to know of its ADD. It is kept for as long as this process
+// has the pod, and is in the cached result for another.
+type attachment struct {
+	network      string
+	chain        *embedded.Chain
+	netns, args  string
+	capabilities map[string]any
+	result       *current.Result
+}
+
 // addInProcess is libcni's AddNetworkList for a list whose plugins all run in process: the same plugins in the same order, and
-// the same cached result for DEL, without the text between them.
-func (n *CNI) addInProcess(ctx context.Context, list *confList, rt *libcni.RuntimeConf, args string) (types.Result, error) {
+// the same cached result for DEL, without the text between them. It returns the result also as text.
+func (n *CNI) addInProcess(ctx context.Context, list *confList, rt *libcni.RuntimeConf, args string) (*current.Result, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PluginTimeout)
 	defer cancel()
 	call := embedded.Call{Command: "ADD", ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName, Args: args}
-	r, err := n.plugins.Add(ctx, list.chain(n.exec), call, rt.CapabilityArgs)
+	chain := list.chain(n.exec)
+	r, err := n.plugins.Add(ctx, chain, call, rt.CapabilityArgs)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer operation.FromContext(ctx).Part("network: result")()
+	raw, err := encode(r)
+	if err != nil {
+		return nil, nil, fmt.Errorf("result: %w", err)
+	}
+	text, err := inVersion(r, raw, list.CNIVersion)
+	if err != nil {
+		return nil, nil, fmt.Errorf("result: %w", err)
+	}
+	if err := n.cacheResult(list, rt, text); err != nil {
+		return nil, nil, fmt.Errorf("cached result: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.active[rt.ContainerID] = &attachment{list.Name, chain, rt.NetNS, args, rt.CapabilityArgs, r}
+	return r, raw, nil
+}
+
+// encode writes a result as its MarshalJSON does, which writes and reads it a second time for the sake of an empty DNS.
+func encode(r *current.Result) ([]byte, error) {
+	text := struct {
+		CNIVersion string               `json:"cniVersion"`
+		Interfaces []*current.Interface `json:"interfaces,omitempty"`
+		IPs        []*current.IPConfig  `json:"ips,omitempty"`
+		Routes     []*types.Route       `json:"routes,omitempty"`
+		DNS        *types.DNS           `json:"dns,omitempty"`
+	}{current.ImplementedSpecVersion, r.Interfaces, r.IPs, r.Routes, nil}
+	if !r.DNS.IsEmpty() {
+		text.DNS = &r.DNS
+	}
+	return json.Marshal(text)
+}
+
+// inVersion is a result's text in a version of the specification; raw is that in the latest.
+func inVersion(r *current.Result, raw []byte, version string) (json.RawMessage, error) {
+	const latest, first = `{"cniVersion":"` + current.ImplementedSpecVersion + `"`, `{"cniVersion":"1.0.0"`
+	switch rest, ok := bytes.CutPrefix(raw, []byte(latest)); {
+	case version == current.ImplementedSpecVersion:
+		return raw, nil
+	case version == "1.0.0" && ok: // the same but for the number
+		return append([]byte(first), rest...), nil
+	}
+	v, err := r.GetAsVersion(version)
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.GetAsVersion(list.CNIVersion)
-	if err != nil {
-		return nil, fmt.Errorf("result: %w", err)
-	}
-	defer operation.FromContext(ctx).Part("network: result")()
-	if err := n.cacheResult(list, rt, v); err != nil {
-		return nil, fmt.Errorf("cached result: %w", err)
-	}
-	return v, nil
+	return json.Marshal(v)
 }
 
 // cachedResult is what libcni writes for each attachment, and reads back for DEL.
 type cachedResult struct {
-	Kind           string         `json:"kind"`
-	ContainerID    string         `json:"containerId"`
-	Config         []byte         `json:"config"`
-	IfName         string         `json:"ifName"`
-	NetworkName    string         `json:"networkName"`
-	NetNS          string         `json:"netns,omitempty"`
-	CNIArgs        [][2]string    `json:"cniArgs,omitempty"`
-	CapabilityArgs map[string]any `json:"capabilityArgs,omitempty"`
-	Result         types.Result   `json:"result,omitempty"`
+	Kind           string          `json:"kind"`
+	ContainerID    string          `json:"containerId"`
+	Config         []byte          `json:"config"`
+	IfName         string          `json:"ifName"`
+	NetworkName    string          `json:"networkName"`
+	NetNS          string          `json:"netns,omitempty"`
+	CNIArgs        [][2]string     `json:"cniArgs,omitempty"`
+	CapabilityArgs map[string]any  `json:"capabilityArgs,omitempty"`
+	Result         json.RawMessage `json:"result,omitempty"`
 }
 
-func (n *CNI) cacheResult(list *confList, rt *libcni.RuntimeConf, r types.Result) error {
+func (n *CNI) cacheResult(list *confList, rt *libcni.RuntimeConf, result json.RawMessage) error {
 	b, err := json.Marshal(cachedResult{
 		Kind: libcni.CNICacheV1, ContainerID: rt.ContainerID, Config: list.Bytes, IfName: rt.IfName, NetworkName: list.Name,
-		NetNS: rt.NetNS, CNIArgs: rt.Args, CapabilityArgs: rt.CapabilityArgs, Result: r,
+		NetNS: rt.NetNS, CNIArgs: rt.Args, CapabilityArgs: rt.CapabilityArgs, Result: result,
 	})
 	if err != nil {
 		return err
@@ -109,43 +158,21 @@ func (n *CNI) resultFile(network, id, ifname string) string {
 	return filepath.Join(n.cfg.CacheDir, "results", network+"-"+id+"-"+ifname)
 }
 
-// readResult is cachedResult as it is read.
-type readResult struct {
-	cachedResult
-	Result json.RawMessage `json:"result"`
-}
-
-// detachInProcess is libcni's DelNetworkList, with finding the attachment, for one that was made with the configuration in force
-// and by plugins that all run in process. Not done: it was another, and libcni's way is to be gone.
+// detachInProcess is libcni's DelNetworkList, with finding the attachment, for one that this process made, or one that was made
+// with the configuration in force, by plugins that all run in process. Not done: it was another, and libcni's way is to be gone.
 func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
-	list, err := n.list()
-	if err != nil {
+	n.mu.Lock()
+	a := n.active[p.ID]
+	n.mu.Unlock()
+	if a == nil {
+		a = n.recall(p.ID)
+	}
+	if a == nil {
 		return false, nil
 	}
-	chain := list.chain(n.exec)
-	if chain == nil {
-		return false, nil
-	}
-	file := n.resultFile(list.Name, p.ID, ifName)
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return false, nil
-	}
-	var a readResult
-	if json.Unmarshal(b, &a) != nil || a.Kind != libcni.CNICacheV1 || a.ContainerID != p.ID || a.IfName != ifName || !bytes.Equal(a.Config, list.Bytes) {
-		return false, nil
-	}
-	r, err := create.CreateFromBytes(a.Result)
-	if err != nil {
-		return false, nil
-	}
-	prev, err := current.NewResultFromResult(r)
-	if err != nil {
-		return false, nil
-	}
-	call := embedded.Call{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, Args: argsText(a.CNIArgs)}
-	if call.NetNS == "" && netns.Check(a.NetNS) == nil {
-		call.NetNS = a.NetNS
+	call := embedded.Call{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, Args: a.args}
+	if call.NetNS == "" && netns.Check(a.netns) == nil {
+		call.NetNS = a.netns
 	}
 	n.verbs.RLock()
 	defer n.verbs.RUnlock()
@@ -154,13 +181,42 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PluginTimeout)
 	defer cancel()
-	if err := n.plugins.Del(ctx, chain, call, a.CapabilityArgs, prev); err != nil {
-		return true, fmt.Errorf("network %s: %w", list.Name, err)
+	if err := n.plugins.Del(ctx, a.chain, call, a.capabilities, a.result); err != nil {
+		return true, fmt.Errorf("network %s: %w", a.network, err)
 	}
-	if err := n.spares.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := n.spares.Remove(n.resultFile(a.network, p.ID, ifName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return true, fmt.Errorf("cached result: %w", err)
 	}
 	return true, nil
+}
+
+// recall reads an attachment from its cached result; nil if it is not one of the configuration in force, by plugins in process.
+func (n *CNI) recall(id string) *attachment {
+	list, err := n.list()
+	if err != nil {
+		return nil
+	}
+	chain := list.chain(n.exec)
+	if chain == nil {
+		return nil
+	}
+	b, err := os.ReadFile(n.resultFile(list.Name, id, ifName))
+	if err != nil {
+		return nil
+	}
+	var a cachedResult
+	if json.Unmarshal(b, &a) != nil || a.Kind != libcni.CNICacheV1 || a.ContainerID != id || a.IfName != ifName || !bytes.Equal(a.Config, list.Bytes) {
+		return nil
+	}
+	r, err := create.CreateFromBytes(a.Result)
+	if err != nil {
+		return nil
+	}
+	prev, err := current.NewResultFromResult(r)
+	if err != nil {
+		return nil
+	}
+	return &attachment{list.Name, chain, a.NetNS, argsText(a.CNIArgs), a.CapabilityArgs, prev}
 }
 
 // argsText are CNI_ARGS as plugins get them.

@@ -2,6 +2,7 @@ package network
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -117,8 +118,9 @@ func look(t *testing.T, n *node, p Pod, r *Result) map[string]any {
 	return see
 }
 
-// An attachment that was made with the configuration in force goes without libcni; one of another configuration, or with a
-// record that can't be read, is libcni's. All leave nothing, which newNode looks for.
+// An attachment that this process made goes without libcni, whatever happened to its record and to the configuration; of another
+// process's, one that was made with the configuration in force does, and one of another configuration, or with a record that can't be
+// read, is libcni's. All leave nothing, which newNode looks for.
 func TestDetachInProcess(t *testing.T) {
 	const plugins = `{"type":"bridge","bridge":"ref0","isGateway":true,"ipMasq":true,"mtu":MTU,"ipam":{"type":"host-local","ranges":[[{"subnet":"10.99.0.0/24"}]]}},` +
 		`{"type":"loopback"},{"type":"portmap","capabilities":{"portMappings":true}}`
@@ -156,28 +158,34 @@ func TestDetachInProcess(t *testing.T) {
 			write(t, file, string(b[:len(b)/2]))
 		}, false},
 	} {
-		t.Run(name, func(t *testing.T) {
-			n := newNode(t, ModeAuto)
-			n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1400"))
-			p := newPod(t)
-			p.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}}
-			n.attach(t, p)
-			files, err := filepath.Glob(n.cfg.CacheDir + "/results/*" + p.ID + "*")
-			if err != nil || len(files) != 1 {
-				t.Fatalf("%v, %v", files, err)
-			}
-			tt.change(t, n, p, files[0])
-			q := p
-			if name == "namespace gone" {
-				q.NetNS = ""
-			}
-			if done, err := n.detachInProcess(t.Context(), q); err != nil || done != tt.done {
-				t.Errorf("%v, %v", done, err)
-			}
-			if _, err := os.Stat(files[0]); tt.done != os.IsNotExist(err) {
-				t.Errorf("the cached result: %v", err)
-			}
-		})
+		for _, ours := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, ours %t", name, ours), func(t *testing.T) {
+				n := newNode(t, ModeAuto)
+				n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1400"))
+				p := newPod(t)
+				p.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}}
+				n.attach(t, p)
+				files, err := filepath.Glob(n.cfg.CacheDir + "/results/*" + p.ID + "*")
+				if err != nil || len(files) != 1 {
+					t.Fatalf("%v, %v", files, err)
+				}
+				done := ours || tt.done
+				if !ours {
+					n.forget(p.ID) // as after a restart
+				}
+				tt.change(t, n, p, files[0])
+				q := p
+				if name == "namespace gone" {
+					q.NetNS = ""
+				}
+				if did, err := n.detachInProcess(t.Context(), q); err != nil || did != done {
+					t.Errorf("%v, %v", did, err)
+				}
+				if _, err := os.Stat(files[0]); done != os.IsNotExist(err) {
+					t.Errorf("the cached result: %v", err)
+				}
+			})
+		}
 	}
 }
 

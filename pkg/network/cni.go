@@ -69,10 +69,10 @@ type CNI struct {
 	verbs sync.RWMutex // ADD and DEL share it, GC has it alone (CNI spec, "Lifecycle & Ordering")
 
 	mu       sync.Mutex
-	podCIDRs []netip.Prefix  // as told by SetPodCIDR, else Config's in ModeEmbedded
-	told     bool            // SetPodCIDR was called
-	builtin  *confList       // of ModeEmbedded and podCIDRs, once it is needed
-	active   map[string]bool // pods attached, or being attached, by this process
+	podCIDRs []netip.Prefix         // as told by SetPodCIDR, else Config's in ModeEmbedded
+	told     bool                   // SetPodCIDR was called
+	builtin  *confList              // of ModeEmbedded and podCIDRs, once it is needed
+	active   map[string]*attachment // pods attached, or being attached, by this process; nil: not in process, or not yet
 }
 
 var _ Network = (*CNI)(nil)
@@ -107,7 +107,7 @@ func New(cfg Config) (*CNI, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network: pod range: %w", err)
 	}
-	n := &CNI{cfg: cfg, log: cfg.Logger, active: map[string]bool{}}
+	n := &CNI{cfg: cfg, log: cfg.Logger, active: map[string]*attachment{}}
 	if cfg.Mode == ModeEmbedded {
 		n.podCIDRs = cidrs
 	}

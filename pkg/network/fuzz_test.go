@@ -17,7 +17,11 @@ func FuzzResult(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r, err := result(raw, "net", &libcni.RuntimeConf{IfName: "eth0"})
+		decoded, text, err := latest(raw)
+		if err != nil {
+			return
+		}
+		r, err := result(decoded, text, "net", &libcni.RuntimeConf{IfName: "eth0"})
 		if err != nil {
 			return
 		}

@@ -69,7 +69,8 @@ func (n *CNI) keeps(live map[string]bool) func(id string) bool {
 	return func(id string) bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		return live[id] || n.active[id]
+		_, active := n.active[id]
+		return live[id] || active
 	}
 }
 
