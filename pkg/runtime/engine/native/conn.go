@@ -28,6 +28,7 @@ const (
 	opPrepare
 	opGo
 	opTake
+	opRun
 )
 
 // maxPayload is the most that the stub takes with one order.
@@ -40,8 +41,11 @@ const answerTimeout = 30 * time.Second
 // conn is the socket to a stub, used by one goroutine at a time.
 type conn struct{ fd int }
 
-// spawnFailed is the value of the nursery's answer if it could not fork; what a stub answers is never negative.
-const spawnFailed = -1
+// Values of answers that tell of a failed fork: of the nursery's, and of a stub's to opRun.
+const (
+	spawnFailed = -1
+	forkFailed  = -2
+)
 
 // pair returns a connection and the stub's end of it.
 func pair() (conn, int, error) {

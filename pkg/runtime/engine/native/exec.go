@@ -114,16 +114,12 @@ func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *ide
 		}
 		s.stub.conn.close()
 	}()
-	if err := s.fork(ctx); err != nil {
-		return nil, &placeError{err}
+	if s.simple() {
+		err = s.atOnce(ctx, id)
+	} else {
+		err = s.stepwise(ctx, id)
 	}
-	if err := s.join(); err != nil {
-		return nil, &placeError{err}
-	}
-	if err := s.outside(); err != nil {
-		return nil, err
-	}
-	if err := s.stub.become(id); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil { // its end also closes the socket, which looks like success
@@ -132,6 +128,20 @@ func (c *container) exec(ctx context.Context, config *engine.ExecConfig, id *ide
 	p := &process{child: s.stub.child, pidfd: s.stub.pidfd, terminal: s.terminal}
 	c.track(p)
 	return p, nil
+}
+
+// stepwise makes a session for which something is to be done between the steps.
+func (s *session) stepwise(ctx context.Context, id *identity) error {
+	if err := s.fork(ctx); err != nil {
+		return &placeError{err}
+	}
+	if err := s.join(); err != nil {
+		return &placeError{err}
+	}
+	if err := s.outside(); err != nil {
+		return err
+	}
+	return s.stub.become(id)
 }
 
 // track remembers a session for Delete, and forgets those that have ended, whose pidfds need not stay open.
@@ -149,16 +159,11 @@ func (c *container) track(p *process) {
 }
 
 func (s *session) fork(ctx context.Context) (err error) {
-	pidfd, err := s.c.init.dup()
+	l, done, err := s.launch()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(pidfd)
-	l := launch{join: s.c.joins, cgroup: s.cgroup(), stdio: [3]*os.File{s.config.Stdin, s.config.Stdout, s.config.Stderr},
-		affinity: s.affinity().Initial}
-	if l.join != 0 {
-		l.joins = []int{pidfd}
-	}
+	defer done()
 	if s.stub, err = s.c.engine.fork(l); err != nil {
 		return err
 	}

@@ -27,6 +27,8 @@ const (
 const (
 	stepExecve = 19
 	stepOrder  = 20
+	stepScore  = 22
+	stepLimit  = 23 // of the first limit
 )
 
 var steps = []string{"?", "security label", "hostname", "domainname", "session keyring", "personality", "memory policy",

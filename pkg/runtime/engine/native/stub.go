@@ -3,6 +3,7 @@ package native
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 
@@ -22,17 +23,17 @@ type stub struct {
 	launch launch
 	tasks  []string // the v1 cgroups that it joins
 
-	pid    int     // once the nursery has told it
-	unborn error   // why there is none
-	first  *answer // the stub's answer to its launch, if that came before the nursery's
+	pid    int      // once the nursery has told it
+	unborn error    // why there is none
+	early  []answer // the stub's own that came before the nursery's
 	// awaited are the answers that are still to come, in their order: each is given to its function.
 	awaited []func(at int, err error) error
 }
 
-// answer is one answer of a stub.
+// answer is one answer of a stub: a value, and a descriptor or -1.
 type answer struct {
-	val int
-	err error
+	val, fd int
+	err     error
 }
 
 // launch is how a stub is forked, and what it does at first: it joins its cgroup and then namespaces, and then makes
@@ -187,12 +188,12 @@ func (s *stub) spawned() (pid int, err error) {
 		val, fd, err := s.reply()
 		var failed *stubError
 		switch {
-		case fd >= 0:
+		case fd >= 0 && val > 0:
 			s.pid, s.pidfd = val, fd
 		case err != nil && (!errors.As(err, &failed) || failed.val == spawnFailed):
 			s.unborn = err
 		default:
-			s.first = &answer{val, err} // the fork's own, which was faster
+			s.early = append(s.early, answer{val, fd, err}) // the fork's own, which was faster
 		}
 	}
 	s.engine.nursery.told(s)
@@ -208,6 +209,16 @@ func (s *stub) ask(heard func(at int, err error) error, op uint32, a uint64, pay
 	return nil
 }
 
+// next returns the stub's next answer.
+func (s *stub) next() (val, fd int, err error) {
+	if len(s.early) > 0 {
+		a := s.early[0]
+		s.early = s.early[1:]
+		return a.val, a.fd, a.err
+	}
+	return s.answer()
+}
+
 // settled waits for all answers that are still to come, first of all for that to the stub's launch.
 func (s *stub) settled() error { return s.settledBut(0) }
 
@@ -216,14 +227,10 @@ func (s *stub) settledBut(last int) error {
 	for len(s.awaited) > last {
 		heard := s.awaited[0]
 		s.awaited = s.awaited[1:]
-		var at int
-		var err error
-		if s.first != nil {
-			at, err, s.first = s.first.val, s.first.err, nil
-		} else {
-			var fd int
-			at, fd, err = s.reply()
-			closeFD(fd)
+		at, fd, err := s.next()
+		closeFD(fd)
+		if errors.Is(err, io.EOF) {
+			err = errStubDied
 		}
 		if err := heard(at, err); err != nil {
 			return err

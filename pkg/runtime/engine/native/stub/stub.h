@@ -56,11 +56,11 @@ __asm__(".globl _start\n_start: mov x29, xzr\n mov x30, xzr\n bl entry\n");
 #define S6(n,a,b,c,d,e,f) sc(n,(long)(a),(long)(b),(long)(c),(long)(d),(long)(e),(long)(f))
 
 enum { OP_UNSHARE = 2, OP_SETNS, OP_FORK, OP_SETID, OP_FSMOUNT, OP_TTY, OP_EXEC, OP_ROOT,
-	OP_NEST, OP_SPAWN, OP_JOIN, OP_PREPARE, OP_GO, OP_TAKE };
+	OP_NEST, OP_SPAWN, OP_JOIN, OP_PREPARE, OP_GO, OP_TAKE, OP_RUN };
 enum { F_NNP = 1, F_SECCOMP = 2, F_PERSONALITY = 4, F_MEMPOLICY = 8, F_TOP = 16, F_EARLY = 32 };
 enum { STEP_LABEL = 1, STEP_HOSTNAME, STEP_DOMAINNAME, STEP_KEYRING, STEP_PERSONALITY, STEP_MEMPOLICY, STEP_CLOSE,
 	STEP_CHDIR, STEP_CWD, STEP_SECCOMP, STEP_BOUNDING, STEP_KEEPCAPS, STEP_GROUPS, STEP_GID, STEP_UID, STEP_CAPSET,
-	STEP_AMBIENT, STEP_NNP, STEP_EXECVE, STEP_PAYLOAD, STEP_ROOT };
+	STEP_AMBIENT, STEP_NNP, STEP_EXECVE, STEP_PAYLOAD, STEP_ROOT, STEP_SCORE, STEP_LIMIT };	// STEP_LIMIT: the first of them
 
 #define SOCK 3
 #define MAXFD 32
@@ -83,3 +83,14 @@ struct spawn {			// payload of OP_SPAWN; its descriptors are, in this order:
 	uint32_t cgroup, ntasks, njoins, pad;	//  `tasks` files of v1 hierarchies, namespaces or one pidfd to join
 };
 #define SPAWN_FAILED -1
+
+// Payload of OP_RUN: head, limits, identity. With RUN_FORK it is a fork of the stub that becomes the program; the stub
+// answers with its pid, negative, since the nursery's own answer may still be to come, and a pidfd, or with the error and
+// FORK_FAILED. RUN_KEEP: the identity has labels.
+#define FORK_FAILED -2
+enum { RUN_FORK = 1, RUN_KEEP = 2, RUN_SCORE = 4 };
+struct run {
+	uint32_t flags, nlimits;
+	char score[16];			// for oom_score_adj
+	struct { uint64_t resource, soft, hard; } limits[];
+};
