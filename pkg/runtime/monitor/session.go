@@ -3,7 +3,6 @@ package monitor
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,23 +28,22 @@ type sessionCgroup struct {
 }
 
 // newSessionCgroup makes the cgroup of session n and returns where the session's process belongs: there, and in the
-// container's cgroup in all other hierarchies.
+// container's cgroup in all other hierarchies. It keeps of.
 func newSessionCgroup(of *engine.Cgroup, n uint64) (*engine.Cgroup, *sessionCgroup, error) {
 	parent, hierarchy := sessionParent(of)
 	if parent == "" {
 		return nil, nil, fmt.Errorf("no cgroup2, freezer or pids hierarchy")
 	}
 	s := &sessionCgroup{n: n, dir: filepath.Join(parent, sessionPrefix+strconv.FormatUint(n, 10)), unified: hierarchy == ""}
-	cg := &engine.Cgroup{Unified: of.Unified, V1: maps.Clone(of.V1)}
 	if s.unified {
-		cg.Unified = s.dir
+		of.Unified = s.dir
 	} else {
-		cg.V1[hierarchy] = s.dir
+		of.V1[hierarchy] = s.dir
 	}
 	if err := os.Mkdir(s.dir, 0o755); err != nil && !os.IsExist(err) {
 		return nil, nil, err
 	}
-	return cg, s, nil
+	return of, s, nil
 }
 
 const sessionPrefix = "exec-"

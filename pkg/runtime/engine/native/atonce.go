@@ -94,6 +94,9 @@ func (s *session) launch() (l launch, done func(), err error) {
 	if l.join != 0 {
 		l.joins = []int{pidfd}
 	}
+	if l.cgroup != nil && (l.cgroup.Unified != "" || s.config.Cgroup == nil) { // else the session's own is among the others
+		l.of = s.c
+	}
 	return l, func() { unix.Close(pidfd) }, nil
 }
 

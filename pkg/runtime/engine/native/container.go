@@ -280,6 +280,7 @@ func (c *container) Delete(ctx context.Context) error {
 		c.pending = nil
 	}
 	c.init.close()
+	c.engine.tasks.forget(c)
 	for _, p := range c.execs {
 		p.close()
 	}

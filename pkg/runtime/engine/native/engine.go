@@ -30,6 +30,7 @@ type Engine struct {
 	// nursery is where containers' and sessions' processes come from.
 	nursery nursery
 	stock   stock
+	tasks   taskCache
 	// threads is where containers are built. self and home are this process's pidfd and root directory, for their way back.
 	threads threads
 	self    *os.File
@@ -101,6 +102,7 @@ func (e *Engine) Release() { e.stock.clear() }
 func (e *Engine) Close() error {
 	e.threads.close()
 	e.stock.clear()
+	e.tasks.clear()
 	e.nursery.close()
 	for _, f := range []*os.File{e.image, e.proc, e.null, e.stdin, e.empty, e.self, e.home} {
 		if f != nil {

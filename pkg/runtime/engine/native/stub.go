@@ -46,6 +46,7 @@ type launch struct {
 	stdio          [3]*os.File // nil: /dev/null
 	affinity       string      // the CPUs that it begins on; "": any
 	closing        []int       // to be closed when all is done
+	of             *container  // whose own the v1 directories of cgroup are, for the taskCache; nil: nobody's
 }
 
 // forking is a stub that the nursery has the order to fork.
@@ -54,6 +55,7 @@ type forking struct {
 	launch       launch
 	fds, closing []int
 	tasks        []string
+	kept         *taskFiles // of the taskCache
 	stub         *stub
 	forked       func(pid int) *reaper.Child
 }
@@ -89,12 +91,9 @@ func (e *Engine) beginFork(l launch) (_ *forking, err error) {
 			}
 			f.fds, f.closing = append(f.fds, fd), append(f.closing, fd)
 		}
-		files, dirs, err := openTasks(cg)
-		f.closing = append(f.closing, files...)
-		if err != nil {
+		if err := f.openTasks(cg); err != nil {
 			return nil, err
 		}
-		f.fds, f.tasks = append(f.fds, files...), dirs
 	}
 	f.fds = append(f.fds, l.joins...)
 	return f, f.order()
@@ -166,20 +165,10 @@ func (f *forking) close() {
 		closeFD(fd)
 	}
 	f.closing = nil
-}
-
-// openTasks opens the files by which a stub joins v1 hierarchies, and tells of which directories they are. It joins them
-// itself: a write of 0 to `tasks` by the process is many times cheaper than its parent's write of its pid to
-// cgroup.procs. The kernel checks the rights of the opener. The caller closes the files, also on error.
-func openTasks(cg *engine.Cgroup) (files []int, dirs []string, err error) {
-	for name, dir := range cg.V1 {
-		fd, err := unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return files, nil, fmt.Errorf("cgroup %s: %s: %w", name, dir, classify(err))
-		}
-		files, dirs = append(files, fd), append(dirs, dir)
+	if f.kept != nil {
+		f.engine.tasks.release(f.kept)
+		f.kept = nil
 	}
-	return files, dirs, nil
 }
 
 // spawned waits for the nursery's word on the fork, and returns the pid. The second time it only tells it again.
@@ -387,6 +376,9 @@ func (s *stub) ids() (idMap, error) {
 func (s *stub) kill() {
 	_ = unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
 	s.conn.close()
+	for _, a := range s.early {
+		closeFD(a.fd)
+	}
 	awaitEnd(s.child)
 	closeFD(s.pidfd)
 	s.pidfd = -1
