@@ -15,12 +15,46 @@ import (
 func (t *Table) Masquerade(o Owner, addrs []netip.Prefix) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	known := t.ready
+	for _, p := range addrs {
+		known = known && t.subnets[p.Masked()]
+	}
+	// Whatever is in its way, the library's transaction sees to it, or tells what it is.
+	if known && t.addMasqueraded(o, addrs) == nil {
+		t.hold(o, addrs)
+		return nil
+	}
 	err := t.masquerade(o, addrs, true)
 	// The address is there with another subnet's chain: adding it is refused, deleting is not.
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
 		err = t.masquerade(o, addrs, false)
 	}
+	if err == nil {
+		t.hold(o, addrs)
+	}
 	return err
+}
+
+func (t *Table) hold(o Owner, addrs []netip.Prefix) {
+	o.Pod = ""
+	for _, p := range addrs {
+		t.holders[p.Addr()] = o
+	}
+}
+
+// held are those of addresses that o has still. ok: it is known of each who has it.
+func (t *Table) held(o Owner, addrs []netip.Addr) (mine []netip.Addr, ok bool) {
+	o.Pod = ""
+	for _, a := range addrs {
+		by, known := t.holders[a]
+		if !known {
+			return nil, false
+		}
+		if by == o {
+			mine = append(mine, a)
+		}
+	}
+	return mine, len(addrs) > 0
 }
 
 func (t *Table) masquerade(o Owner, addrs []netip.Prefix, addFirst bool) error {
@@ -83,6 +117,18 @@ func (t *Table) defineSubnet(c *nftables.Conn, f *family, chain *nftables.Chain,
 func (t *Table) Unmasquerade(o Owner, addrs []netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if mine, ok := t.held(o, addrs); ok {
+		if len(mine) == 0 {
+			return nil
+		}
+		err := t.deleteMasqueraded(mine)
+		for _, a := range mine {
+			delete(t.holders, a)
+		}
+		if err == nil {
+			return nil
+		}
+	}
 	gone := map[*nftables.Set][]nftables.SetElement{}
 	collect := func(s *nftables.Set, key []byte) error {
 		found, err := t.get(s, key)

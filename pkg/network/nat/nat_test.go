@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
@@ -87,6 +88,65 @@ func TestFlushedRuleset(t *testing.T) {
 	if err := table.Masquerade(alice, addrs); err != nil {
 		t.Errorf("the table was not made again: %v", err)
 	}
+}
+
+// Once table and subnet are known, a pod's elements come and go without the library, in the same form.
+func TestDirect(t *testing.T) {
+	testns.Root(t)
+	defer flush(t)
+	table, other := New(), New()
+	defer table.Close()
+	defer other.Close()
+	pods := func(last string) []netip.Prefix {
+		return []netip.Prefix{netip.MustParsePrefix("10.1.0." + last + "/16"), netip.MustParsePrefix("fd00::" + last + "/64")}
+	}
+	addrs := func(last string) []netip.Addr { return []netip.Addr{pods(last)[0].Addr(), pods(last)[1].Addr()} }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func(o Owner, want int) {
+		t.Helper()
+		if s := ruleset(t); strings.Count(s, `comment "`+o.comment()+`" : goto masq-`) != want {
+			t.Errorf("%s has not %d elements:\n%s", o.Pod, want, s)
+		}
+	}
+	must(table.Masquerade(alice, pods("5")))
+	must(table.addMasqueraded(bob, pods("6")))
+	count(alice, 2)
+	count(bob, 2)
+	if err := table.addMasqueraded(alice, append(pods("7"), pods("6")...)); err != unix.EEXIST {
+		t.Errorf("an address that is taken: %v", err)
+	}
+	count(alice, 2) // nothing of it was done
+	must(table.Masquerade(alice, pods("7")))
+	count(alice, 4)
+	if err := table.deleteMasqueraded(append(addrs("7"), addrs("8")...)); err != unix.ENOENT {
+		t.Errorf("an address that is not there: %v", err)
+	}
+	count(alice, 4)
+	must(table.Unmasquerade(alice, addrs("7")))
+	must(table.Unmasquerade(alice, addrs("7"))) // idempotent
+	must(table.Unmasquerade(alice, addrs("6"))) // not hers
+	count(alice, 2)
+	count(bob, 2)
+
+	must(other.Masquerade(bob, pods("5"))) // of another process
+	must(table.Masquerade(alice, pods("5")))
+	count(alice, 2)
+	must(table.Unmasquerade(bob, addrs("5")))
+	count(alice, 2)
+	flush(t)
+	must(table.Unmasquerade(alice, addrs("5")))
+	if err := table.addMasqueraded(bob, pods("6")); err != unix.ENOENT {
+		t.Errorf("without a table: %v", err)
+	}
+	must(table.Masquerade(bob, pods("6")))
+	count(bob, 2)
+	must(table.Unmasquerade(bob, addrs("6")))
+	count(bob, 0)
 }
 
 func mapping(proto, host, to string) Mapping {

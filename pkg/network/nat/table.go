@@ -34,6 +34,8 @@ type Table struct {
 	// ready: the table was made or checked by this process. subnets: the masq- chains likewise.
 	ready   bool
 	subnets map[netip.Prefix]bool
+	// holders are the addresses whose masq elements this process made, each with its owner.
+	holders map[netip.Addr]Owner
 
 	table *nftables.Table
 	v4    family
@@ -43,6 +45,8 @@ type Table struct {
 	// (nf_tables: NETLINK_URELEASE flushes the destroy work).
 	changes *nftables.Conn
 	sockets []*netlink.Conn // of changes, of queries
+	fd      int             // of transact; 0: not open
+	seq     uint32
 }
 
 // family holds the sets of one address family.
@@ -54,7 +58,8 @@ type family struct {
 
 // New returns the table; nothing is made before it is needed.
 func New() *Table {
-	t := &Table{table: &nftables.Table{Name: "cri_pods", Family: nftables.TableFamilyINet}, subnets: map[netip.Prefix]bool{}}
+	t := &Table{table: &nftables.Table{Name: "cri_pods", Family: nftables.TableFamilyINet}, subnets: map[netip.Prefix]bool{},
+		holders: map[netip.Addr]Owner{}}
 	t.v4 = family{proto: unix.NFPROTO_IPV4, bytes: 4, saddr: 12, daddr: 16}
 	t.v6 = family{proto: unix.NFPROTO_IPV6, bytes: 16, saddr: 8, daddr: 24}
 	t.v4.sets(t.table, "4", 1, nftables.TypeIPAddr)
@@ -128,7 +133,10 @@ func (t *Table) hangUp() {
 	for _, s := range t.sockets {
 		_ = s.Close()
 	}
-	t.changes, t.sockets = nil, nil
+	if t.fd > 0 {
+		_ = unix.Close(t.fd)
+	}
+	t.changes, t.sockets, t.fd = nil, nil, 0
 }
 
 // dial returns the connection for changes, with a fresh deadline; that for queries is t.sockets[1].
