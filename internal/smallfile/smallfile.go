@@ -67,6 +67,19 @@ func Reuse(path string, b []byte, mode uint32) error {
 	return finish(path, fd, b)
 }
 
+// Rename is os.Rename without its look at what is there, which is for a better message if that is a directory.
+func Rename(from, to string) error {
+	for {
+		err := unix.Rename(from, to)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+	}
+}
+
 func open(path string, flags int, mode uint32) (int, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)

@@ -63,7 +63,7 @@ func (s *Disk) retire(trash string, r *snapshotRecord) error {
 		return s.discard(trash)
 	}
 	dir := s.path("reuse", filepath.Base(trash))
-	if err := s.strip(trash); err != nil || os.Rename(trash, dir) != nil {
+	if err := s.strip(trash); err != nil || smallfile.Rename(trash, dir) != nil {
 		return s.discard(trash)
 	}
 	s.mu.Lock()
@@ -128,25 +128,11 @@ func (s *Disk) emptyReuse() error {
 	return err
 }
 
-// writeSnapshotRecord writes the record of the snapshot in dir, over that of the one which was there before: it is not cut
-// first, since ext4 writes out a file that was (auto_da_alloc, ext4(5)).
+// writeSnapshotRecord writes the record of the snapshot in dir, over that of the one which was there before.
 func writeSnapshotRecord(dir string, r *snapshotRecord) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	b = append(b, '\n')
-	f, err := os.OpenFile(filepath.Join(dir, recordName), os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	var st os.FileInfo
-	if err == nil {
-		st, err = f.Stat()
-	}
-	if err == nil && st.Size() > int64(len(b)) {
-		err = f.Truncate(int64(len(b)))
-	}
-	return errors.Join(err, f.Close())
+	return smallfile.Overwrite(filepath.Join(dir, recordName), append(b, '\n'), 0o600)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/seed-9a14075a/cri-server/internal/smallfile"
 	"github.com/seed-9a14075a/cri-server/pkg/imagestore/snapshot"
 	"github.com/seed-9a14075a/cri-server/pkg/rootfs"
 )
@@ -141,7 +142,7 @@ func (s *Disk) makeSnapshot(ctx context.Context, key, imageID string) error {
 	if err := step("snapshot.written"); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, s.path("snapshots", key)); err != nil {
+	if err := smallfile.Rename(tmp, s.path("snapshots", key)); err != nil {
 		return err
 	}
 	done = true
@@ -233,7 +234,7 @@ func (s *Disk) RemoveSnapshot(_ context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	trash := s.path("trash", randomName())
-	if err := os.Rename(s.path("snapshots", key), trash); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := smallfile.Rename(s.path("snapshots", key), trash); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	s.mu.Lock()

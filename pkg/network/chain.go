@@ -144,7 +144,7 @@ func (n *CNI) putResult(file string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if err = os.Rename(temp, file); err != nil {
+	if err = smallfile.Rename(temp, file); err != nil {
 		_ = os.Remove(temp)
 	}
 	if errors.Is(err, unix.EXDEV) { // the results are on a file system of their own, such as a tmpfs

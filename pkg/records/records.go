@@ -134,7 +134,7 @@ func (s *Store[T]) replace(id string, b []byte, there bool) error {
 		err = faultpoint.Hit("records.put.written")
 	}
 	if err == nil {
-		err = os.Rename(temp, s.path(id))
+		err = smallfile.Rename(temp, s.path(id))
 	}
 	if err != nil && temp != "" {
 		_ = os.Remove(temp)

@@ -38,6 +38,18 @@ func (overlay) upper(dir string) string      { return filepath.Join(dir, "fs") }
 func (overlay) workDir(dir string) string    { return filepath.Join(dir, "work") }
 func (overlay) emptyLower(dir string) string { return filepath.Join(dir, "empty") }
 
+// Discard implements Discarder: what a container leaves that wrote nothing, by name. Listing each directory would be twice the work.
+func (o overlay) Discard(dir string) {
+	given := o.workDir(dir)
+	own := filepath.Join(given, "work")        // which a mount makes in the one that it is given
+	incompat := filepath.Join(own, "incompat") // the mark of a volatile mount, see unsynced
+	mark := filepath.Join(incompat, "volatile")
+	_ = unix.Unlink(filepath.Join(mark, "dirty"))
+	for _, d := range []string{mark, incompat, own, given, o.upper(dir)} {
+		_ = unix.Rmdir(d)
+	}
+}
+
 // Usage implements Driver.
 func (o overlay) Usage(dir string) (bytes, inodes int64, err error) { return treeUsage(o.upper(dir)) }
 

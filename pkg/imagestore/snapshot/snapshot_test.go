@@ -364,7 +364,7 @@ func TestWritten(t *testing.T) {
 			if len(other) != 4 || other[1] != "a=1" {
 				t.Errorf("the other snapshot: %.100v", other)
 			}
-			if x, ok := d.Driver.(snapshot.Discarder); ok {
+			if x, ok := d.Driver.(snapshot.Discarder); ok && name == "btrfs" { // others stop at what was written
 				x.Discard(dir)
 				if left, _ := os.ReadDir(dir); len(left) > 0 {
 					t.Errorf("left: %v", left)
