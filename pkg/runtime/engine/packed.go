@@ -1,9 +1,12 @@
 package engine
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"unique"
+
+	"github.com/seed-9a14075a/cri-server/internal/quickjson"
 )
 
 // PackedCgroup is a Cgroup as it is kept for as long as a container is there: a fifteenth of the memory, since the directories of
@@ -85,6 +88,54 @@ func (p PackedCgroup) each(f func(name, head string) bool) {
 			return
 		}
 	}
+}
+
+// AppendJSON appends what the JSON of the Cgroup is.
+func (p PackedCgroup) AppendJSON(b []byte) []byte {
+	if p == (PackedCgroup{}) {
+		return append(b, "null"...)
+	}
+	path := func(head string) {
+		b = quickjson.String(b, head)
+		tail := len(b) - 1 // the two are one string
+		b = quickjson.String(b[:tail], p.tail)
+		b = append(b[:tail], b[tail+1:]...)
+	}
+	b = append(b, '{')
+	v1 := false
+	p.each(func(name, head string) bool {
+		switch {
+		case name == "":
+			b = quickjson.Key(b, "unified")
+			path(head)
+			return true
+		case !v1:
+			b = append(quickjson.Key(b, "v1"), '{')
+			v1 = true
+		default:
+			b = append(b, ',')
+		}
+		b = append(quickjson.String(b, name), ':')
+		path(head)
+		return true
+	})
+	if v1 {
+		b = append(b, '}')
+	}
+	return append(b, '}')
+}
+
+// MarshalJSON implements json.Marshaler.
+func (p PackedCgroup) MarshalJSON() ([]byte, error) { return p.AppendJSON(nil), nil }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *PackedCgroup) UnmarshalJSON(b []byte) error {
+	var c *Cgroup
+	if err := json.Unmarshal(b, &c); err != nil {
+		return err
+	}
+	*p = c.Pack()
+	return nil
 }
 
 // Dir is the directory in one hierarchy: the unified one for "", else the v1 hierarchy of that name. "" where there is none.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"strings"
@@ -40,6 +41,16 @@ func TestPackedCgroup(t *testing.T) {
 						t.Errorf("%s: %q", name, got)
 					}
 				}
+			}
+			want, err := json.Marshal(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var again PackedCgroup
+			if got := p.AppendJSON([]byte("x")); string(got[1:]) != string(want) {
+				t.Errorf("%s, want %s", got[1:], want)
+			} else if err := json.Unmarshal(got[1:], &again); err != nil || again != p {
+				t.Errorf("%s came back as %+v, %v", got[1:], again.Cgroup(), err)
 			}
 			if got := p.Dir("none"); got != "" {
 				t.Errorf("none: %q", got)

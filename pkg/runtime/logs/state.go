@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/quickjson"
 )
 
 // State is what a File holds beside what is in its file: with it another process goes on where this one stopped.
@@ -20,6 +22,30 @@ type State struct {
 	// Held are records that wait for the file system; the first Wrote bytes are in the file.
 	Held  []byte `json:"held,omitempty"`
 	Wrote int    `json:"wrote,omitempty"`
+}
+
+// AppendJSON appends what json.Marshal makes of it.
+func (s *State) AppendJSON(b []byte) []byte {
+	b = quickjson.String(quickjson.Key(append(b, '{'), "dir"), s.Dir)
+	b = quickjson.String(quickjson.Key(b, "path"), s.Path)
+	if s.Last != 0 {
+		b = quickjson.Int(quickjson.Key(b, "last"), s.Last)
+	}
+	b = append(quickjson.Key(b, "part"), '[')
+	b = append(quickjson.Bytes(b, s.Part[0]), ',')
+	b = append(quickjson.Bytes(b, s.Part[1]), ']')
+	if len(s.Held) > 0 {
+		b = quickjson.Bytes(quickjson.Key(b, "held"), s.Held)
+	}
+	if s.Wrote != 0 {
+		b = quickjson.Int(quickjson.Key(b, "wrote"), s.Wrote)
+	}
+	return append(b, '}')
+}
+
+// IsZero tells whether there is no file.
+func (s State) IsZero() bool {
+	return s.Dir == "" && s.Path == "" && s.Last == 0 && s.Part[0] == nil && s.Part[1] == nil && s.Held == nil && s.Wrote == 0
 }
 
 // State returns the file's state. Its bytes are the File's own.

@@ -70,7 +70,7 @@ func (r *CreateRequest) check() error {
 
 // describe is what the request says of the container, as it is saved.
 func (r *CreateRequest) describe() *savedContainer {
-	v := &savedContainer{Cgroup: r.Cgroup, OOM: r.OOM, OwnPids: ownPidNamespace(r.Spec), OCI: r.OCI}
+	v := &savedContainer{Cgroup: r.Cgroup.Pack(), OOM: r.OOM.Pack(), OwnPids: ownPidNamespace(r.Spec), OCI: r.OCI}
 	if r.Spec.Linux != nil {
 		v.UIDs, v.GIDs = r.Spec.Linux.UIDMappings, r.Spec.Linux.GIDMappings
 	}
@@ -81,7 +81,7 @@ func (r *CreateRequest) describe() *savedContainer {
 func (s *Server) reserve(id string, v *savedContainer) (*container, error) {
 	c := &container{
 		s: s, id: id, dir: filepath.Join(s.cfg.StateDir, "containers", id),
-		cgroup: v.Cgroup.Pack(), oom: v.OOM.Pack(), oomKill: v.OOMKills, ownPids: v.OwnPids, oci: v.OCI, oomScoreAdj: v.OOMScoreAdj,
+		cgroup: v.Cgroup, oom: v.OOM, oomKill: v.OOMKills, ownPids: v.OwnPids, oci: v.OCI, oomScoreAdj: v.OOMScoreAdj,
 		uids: v.UIDs, gids: v.GIDs,
 		op:      make(chan struct{}, 1),
 		stopped: make(chan struct{}),

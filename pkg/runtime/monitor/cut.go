@@ -12,7 +12,7 @@ func (f *frame) kept() (kept, error) {
 	return k, f.decode(&k)
 }
 
-// cutKept takes apart what MarshalJSON makes of an id and data; not ok where there is anything else.
+// cutKept takes apart what appendJSON makes of an id and data; not ok where there is anything else.
 func cutKept(b []byte) (id string, data []byte, ok bool) {
 	rest, ok := bytes.CutPrefix(b, []byte(`{"id":"`))
 	if !ok {

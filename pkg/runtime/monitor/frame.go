@@ -118,8 +118,17 @@ func (f *frame) result(v any) error {
 	return f.decode(v)
 }
 
-// marshal is json.Marshal, which goes once more over all that a Marshaler has made, and messages are long.
-func marshal(v any) ([]byte, error) {
+// marshal is json.Marshal, appended to b, where v can't do that by itself.
+func marshal(b []byte, v any) ([]byte, error) {
+	if q, ok := v.(appender); ok {
+		return q.appendJSON(b)
+	}
+	body, err := marshalValue(v)
+	return append(b, body...), err
+}
+
+// marshalValue is json.Marshal, which goes once more over all that a Marshaler has made, and messages are long.
+func marshalValue(v any) ([]byte, error) {
 	if m, ok := v.(json.Marshaler); ok {
 		return m.MarshalJSON()
 	}
@@ -192,29 +201,33 @@ func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) er
 
 // sendFrame is writeFrame for raw descriptors, with a time limit.
 func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, fds []int) error {
-	var body []byte
+	b := make([]byte, headerSize, 1<<10) // in one piece: the other side shall not wake for half of it
 	if v != nil {
 		var err error
-		if body, err = marshal(v); err != nil {
+		if b, err = marshal(b, v); err != nil {
 			return fmt.Errorf("message of kind %d: %w", k, err)
 		}
 	}
-	if len(body) > maxBody {
-		return fmt.Errorf("message of %d bytes, the limit is %d: %w", len(body), maxBody, errdefs.ErrInvalidArgument)
+	size := len(b) - headerSize
+	if size > maxBody {
+		return fmt.Errorf("message of %d bytes, the limit is %d: %w", size, maxBody, errdefs.ErrInvalidArgument)
 	}
-	h := header{kind: k, size: uint32(len(body)), id: id, files: len(fds)}.encode()
+	h := header{kind: k, size: uint32(size), id: id, files: len(fds)}.encode()
+	copy(b, h[:])
 	if err := c.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
-	if len(fds) > 0 { // in one piece as well: the other side shall not wake for half of it
-		b := append(h[:], body...)
+	if len(fds) > 0 {
 		n, _, err := c.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
-		if err == nil && n < len(b) {
-			_, err = c.Write(b[n:])
+		if err != nil {
+			return err
 		}
-		return err
+		b = b[n:]
 	}
-	_, err := (&net.Buffers{h[:], body}).WriteTo(c)
+	if len(b) == 0 {
+		return nil
+	}
+	_, err := c.Write(b)
 	return err
 }
 

@@ -30,22 +30,6 @@ type kept struct {
 	Still bool `json:"still,omitempty"`
 }
 
-// MarshalJSON implements json.Marshaler. Data is JSON that was just made; encoding/json would go over it once more.
-func (k kept) MarshalJSON() ([]byte, error) {
-	type plain kept
-	head := plain(k)
-	head.Data = nil
-	b, err := json.Marshal(head)
-	if err != nil || len(k.Data) == 0 {
-		return b, err
-	}
-	b = append(b[:len(b)-1], `,"data":`...)
-	if len(b) == len(`{,"data":`) { // nothing before it
-		b = append(b[:1], `"data":`...)
-	}
-	return append(append(b, k.Data...), '}'), nil
-}
-
 // keptJournal is the journal of a loop. That of the first one has had its own form before there were others; to keepers that
 // know of no others they are like containers, of ids that no container can have.
 func keptJournal(number int) kept {
@@ -153,7 +137,7 @@ func (c *container) keepBy(only *conn) {
 	}
 	c.unkept.Store(false)
 	defer closeFDs(fds[own:])
-	data, err := json.Marshal(&v)
+	data, err := v.appendJSON(nil)
 	if err != nil {
 		c.s.log.Error("container would not survive this process", "container", c.id, "err", err)
 		return

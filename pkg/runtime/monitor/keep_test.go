@@ -18,7 +18,7 @@ func TestKeptJSON(t *testing.T) {
 		{}, {Synced: true}, {ID: "a", Forget: true}, {ID: "a", Still: true}, {Data: json.RawMessage(`{"b":[1]}`)},
 		{ID: "a", Data: json.RawMessage(`{"b":"}"}`)}, {Journal: true, Data: json.RawMessage(`null`)},
 	} {
-		b, err := marshal(in)
+		b, err := marshal(nil, in)
 		if err != nil {
 			t.Fatal(err)
 		}

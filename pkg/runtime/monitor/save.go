@@ -34,8 +34,8 @@ type savedContainer struct {
 	Version     int                    `json:"version"`
 	State       State                  `json:"state"`
 	OCI         *OCIRuntime            `json:"oci,omitempty"`
-	Cgroup      *engine.Cgroup         `json:"cgroup,omitempty"`
-	OOM         *engine.Cgroup         `json:"oom,omitempty"` // nil: Cgroup
+	Cgroup      engine.PackedCgroup    `json:"cgroup,omitzero"`
+	OOM         engine.PackedCgroup    `json:"oom,omitzero"` // zero: Cgroup
 	OOMKills    uint64                 `json:"oom_kills,omitempty"`
 	OwnPids     bool                   `json:"own_pids,omitempty"`
 	OOMScoreAdj *int                   `json:"oom_score_adj,omitempty"`
@@ -50,11 +50,11 @@ type savedContainer struct {
 // save describes the container. The first `own` of the descriptors belong to the container, the caller closes the others.
 func (c *container) save(ctx context.Context, sessions bool) (v savedContainer, fds []int, own int, err error) {
 	v = savedContainer{
-		Version: savedVersionMin, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup.Cgroup(), OOMKills: c.oomKill,
+		Version: savedVersionMin, State: *c.state.Load(), OCI: c.oci, Cgroup: c.cgroup, OOMKills: c.oomKill,
 		OwnPids: c.ownPids, OOMScoreAdj: c.oomScoreAdj, UIDs: c.uids, GIDs: c.gids,
 	}
 	if c.oom != c.cgroup {
-		v.OOM = c.oom.Cgroup()
+		v.OOM = c.oom
 	}
 	if v.Engine, err = c.ctr.Save(); err != nil {
 		return v, nil, 0, err

@@ -277,7 +277,7 @@ func (s *Server) save() (v *savedServer, fds []int, err error) {
 			return nil, nil, fmt.Errorf("container %s: %w", c.id, err)
 		}
 		v.Version = max(v.Version, entry.Version)
-		data, err := json.Marshal(&entry)
+		data, err := entry.appendJSON(nil)
 		if err != nil {
 			return nil, nil, fmt.Errorf("container %s: %w", c.id, err)
 		}

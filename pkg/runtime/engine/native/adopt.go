@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/quickjson"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
@@ -20,7 +21,7 @@ type saved struct {
 	ID     string                 `json:"id"`
 	Dir    string                 `json:"dir"`
 	Spec   *specs.Spec            `json:"spec"`
-	Cgroup *engine.Cgroup         `json:"cgroup,omitempty"`
+	Cgroup engine.PackedCgroup    `json:"cgroup,omitzero"`
 	Joins  uint64                 `json:"joins"`
 	UIDs   []specs.LinuxIDMapping `json:"uids,omitempty"`
 	GIDs   []specs.LinuxIDMapping `json:"gids,omitempty"`
@@ -37,6 +38,43 @@ type savedPending struct {
 	Top    bool        `json:"top,omitempty"`
 }
 
+// appendJSON is what json.Marshal makes of d: three pictures of each container are made.
+func (d *saved) appendJSON(texts *shared) ([]byte, error) {
+	b := make([]byte, 0, 4<<10)
+	b = quickjson.String(quickjson.Key(append(b, '{'), "id"), d.ID)
+	b = quickjson.String(quickjson.Key(b, "dir"), d.Dir)
+	spec, err := texts.json(d.Spec)
+	if err != nil {
+		return nil, err
+	}
+	b = append(quickjson.Key(b, "spec"), spec...)
+	if d.Cgroup != (engine.PackedCgroup{}) {
+		b = d.Cgroup.AppendJSON(quickjson.Key(b, "cgroup"))
+	}
+	b = quickjson.Uint(quickjson.Key(b, "joins"), d.Joins)
+	seldom := func(name string, v any) {
+		if err == nil {
+			var text []byte
+			text, err = json.Marshal(v)
+			b = append(quickjson.Key(b, name), text...)
+		}
+	}
+	if len(d.UIDs) > 0 {
+		seldom("uids", d.UIDs)
+	}
+	if len(d.GIDs) > 0 {
+		seldom("gids", d.GIDs)
+	}
+	b = quickjson.Int(quickjson.Key(b, "pid"), d.Pid)
+	if d.Pending != nil {
+		seldom("pending", d.Pending)
+	}
+	if d.Prepared != nil {
+		seldom("prepared", d.Prepared)
+	}
+	return append(b, '}'), err
+}
+
 // waiting is the part of d that tells of a stub, nil if the container runs.
 func (d *saved) waiting() *savedPending {
 	if d.Pending != nil {
@@ -49,7 +87,7 @@ func (d *saved) waiting() *savedPending {
 func (c *container) Save() (*engine.Saved, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup.Cgroup(), Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
+	d := saved{ID: c.id, Dir: c.dir, Spec: c.spec, Cgroup: c.cgroup, Joins: uint64(c.joins), UIDs: c.ids.uids, GIDs: c.ids.gids, Pid: c.init.Pid()}
 	s := &engine.Saved{Files: []int{c.init.pidfd}}
 	if c.pending != nil {
 		if c.pending.failed == nil { // nobody else could make sense of the answer
@@ -72,7 +110,7 @@ func (c *container) Save() (*engine.Saved, error) {
 		}
 	}
 	var err error
-	if s.Data, err = json.Marshal(&d); err != nil {
+	if s.Data, err = d.appendJSON(&c.engine.kept); err != nil {
 		return nil, fmt.Errorf("save container %s: %w", c.id, err)
 	}
 	return s, nil
@@ -111,7 +149,7 @@ func (e *Engine) Adopt(ctx context.Context, s *engine.Saved) (_ *engine.Adopted,
 	if len(files) != want || !whole(d.Spec) || d.Pending != nil && !whole(w.Spec) || d.Pid <= 0 {
 		return nil, fmt.Errorf("saved container %q with %d of %d files: %w", d.ID, len(files), want, errdefs.ErrDataLoss)
 	}
-	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: e.kept.share(d.Spec), cgroup: d.Cgroup.Pack(), joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
+	c := &container{engine: e, id: d.ID, dir: d.Dir, spec: e.kept.share(d.Spec), cgroup: d.Cgroup, joins: uintptr(d.Joins), ids: idMap{d.UIDs, d.GIDs}}
 	if c.init, err = e.attend(d.Pid, files[0]); err != nil {
 		return nil, fmt.Errorf("container %s: %w", d.ID, err)
 	}

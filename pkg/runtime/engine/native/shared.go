@@ -1,7 +1,10 @@
 package native
 
 import (
+	"encoding/json"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,6 +20,26 @@ type shared struct {
 	mu    sync.Mutex
 	specs recent[*specs.Spec]
 	caps  recent[*specs.LinuxCapabilities]
+	texts map[*specs.Spec][]byte // the JSON of those in specs
+}
+
+// json is the JSON of a spec that share has returned.
+func (s *shared) json(spec *specs.Spec) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if text := s.texts[spec]; text != nil {
+		return text, nil
+	}
+	text, err := json.Marshal(spec)
+	if err != nil || !slices.Contains(s.specs.list, spec) {
+		return text, err
+	}
+	if s.texts == nil {
+		s.texts = map[*specs.Spec][]byte{}
+	}
+	maps.DeleteFunc(s.texts, func(other *specs.Spec, _ []byte) bool { return !slices.Contains(s.specs.list, other) })
+	s.texts[spec] = text
+	return text, nil
 }
 
 func (s *shared) share(spec *specs.Spec) *specs.Spec {

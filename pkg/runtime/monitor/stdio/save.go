@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-9a14075a/cri-server/internal/quickjson"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/logs"
 )
 
@@ -26,6 +27,30 @@ type Saved struct {
 	Stopped bool   `json:"stopped,omitempty"`
 	Pending []byte `json:"pending,omitempty"` // input that the container has not taken
 	Closing bool   `json:"closing,omitempty"` // stdin is closed after it
+}
+
+// AppendJSON appends what json.Marshal makes of it.
+func (s *Saved) AppendJSON(b []byte) []byte {
+	b = quickjson.Int(quickjson.Key(append(b, '{'), "slot"), s.Slot)
+	if !s.Log.IsZero() {
+		b = s.Log.AppendJSON(quickjson.Key(b, "log"))
+	}
+	if s.StdinOnce {
+		b = quickjson.Bool(quickjson.Key(b, "stdin_once"), true)
+	}
+	if s.TerminalInput {
+		b = quickjson.Bool(quickjson.Key(b, "terminal_input"), true)
+	}
+	if s.Stopped {
+		b = quickjson.Bool(quickjson.Key(b, "stopped"), true)
+	}
+	if len(s.Pending) > 0 {
+		b = quickjson.Bytes(quickjson.Key(b, "pending"), s.Pending)
+	}
+	if s.Closing {
+		b = quickjson.Bool(quickjson.Key(b, "closing"), true)
+	}
+	return append(b, '}')
 }
 
 // Files are the descriptors of a Streams; -1: none.

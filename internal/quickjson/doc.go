@@ -1,0 +1,5 @@
+// Package quickjson writes and reads the JSON of messages that are sent for every container: what encoding/json does by
+// reflection, for types that are known, in a tenth of the time. What the writers append is what encoding/json makes of the same
+// value, byte for byte. The Reader reads what they and encoding/json write, and refuses whatever else JSON allows: who uses it
+// turns to encoding/json then.
+package quickjson
