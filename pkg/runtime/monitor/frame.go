@@ -137,6 +137,9 @@ func marshalValue(v any) ([]byte, error) {
 
 // unmarshal is json.Unmarshal, which goes twice over all that an Unmarshaler is given.
 func unmarshal(b []byte, v any) error {
+	if q, ok := v.(quickReader); ok && q.quickRead(b) {
+		return nil
+	}
 	if u, ok := v.(json.Unmarshaler); ok {
 		return u.UnmarshalJSON(b)
 	}
