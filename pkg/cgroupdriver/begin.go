@@ -16,7 +16,11 @@ import (
 )
 
 // Begin makes no more than the directory that a process must be forked into, where it joins the other hierarchies later.
-func (d *cgroupfs) Begin(ctx context.Context, path string, res *specs.LinuxResources) (_ *engine.Cgroup, finish func(context.Context) error, err error) {
+func (d *cgroupfs) Begin(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, func(context.Context) error, error) {
+	return d.begin(ctx, path, res, false)
+}
+
+func (d *cgroupfs) begin(ctx context.Context, path string, res *specs.LinuxResources, idle bool) (_ *engine.Cgroup, finish func(context.Context) error, err error) {
 	if path, err = clean(path); err != nil {
 		return nil, nil, err
 	}
@@ -41,6 +45,9 @@ func (d *cgroupfs) Begin(ctx context.Context, path string, res *specs.LinuxResou
 		}
 	}
 	f := &filling{cgroupfs: d, path: path, cg: d.dirs(path), res: res}
+	if idle && !d.v2 {
+		f.res = d.share(f.cg, path, res)
+	}
 	if !d.v2 && d.unified != "" {
 		if err := f.mkdirs(f.cg.Unified, &f.made); err != nil {
 			return nil, nil, err
@@ -76,7 +83,8 @@ func (f *filling) finish(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for _, dir := range all(f.cg) {
+	own := f.cg.Own()
+	for _, dir := range all(own) {
 		if err := f.mkdirs(dir, &f.made); err != nil {
 			return err
 		}
@@ -88,7 +96,7 @@ func (f *filling) finish(ctx context.Context) (err error) {
 		f.enable(filepath.Dir(f.path)) // now that it has a child, nobody's Delete takes the parent away
 	}
 	f.mark(filepath.Join(f.primary(), f.path), containerMark)
-	if err := f.limit(f.cg, f.res); err != nil {
+	if err := f.limit(own, f.res); err != nil {
 		return err
 	}
 	return faultpoint.Hit("cgroup.create.limited")

@@ -6,6 +6,8 @@
 // takes away with their last child. A cgroup below a container's is an exec session's: it has no limits of its own and
 // exists only in the hierarchy by which it is killed.
 //
+// Of pause's cgroup on v1 there is less: see BeginIdle.
+//
 // With the systemd driver the container's cgroup is a transient scope, delegated to this package, and systemd knows its
 // limits as far as it has words for them. Only creation, updates and removal talk to systemd; processes join, are
 // measured, frozen and killed by files alone.
@@ -49,6 +51,12 @@ type Driver interface {
 	// Until then it is as engine.Config.FinishCgroup has it. When finish is never called, or fails, Delete removes what there is.
 	Begin(ctx context.Context, path string, res *specs.LinuxResources) (cg *engine.Cgroup, finish func(context.Context) error, err error)
 
+	// BeginIdle is Begin for one process that only waits, in a parent that somebody else made and that is the pod's own. On v1 it
+	// joins that parent in all hierarchies but those by which it is found, killed, and kept from what it must not do, and
+	// has a cgroup of its own in these; Cgroup.Shared names the others. Of res, cpu.shares is for want of nothing there. All
+	// other methods take the cgroup for what is its own.
+	BeginIdle(ctx context.Context, path string, res *specs.LinuxResources) (cg *engine.Cgroup, finish func(context.Context) error, err error)
+
 	// Settle tells that the container's process pid has joined, or with 0 that none will. The cgroup then stays at least
 	// until that process has ended and its end was looked into. Delete does the same as Settle with 0.
 	Settle(path string, pid int)
@@ -84,6 +92,9 @@ type Driver interface {
 	// collection. Exec sessions are not listed: they go with their container.
 	List() ([]string, error)
 }
+
+// Begin is what Driver.Begin and BeginIdle are.
+type Begin = func(ctx context.Context, path string, res *specs.LinuxResources) (cg *engine.Cgroup, finish func(context.Context) error, err error)
 
 // ID is the container whose cgroup path is, as Driver.Path was told.
 func ID(p string) string {

@@ -32,6 +32,9 @@ func (f *fixture) Path(parent, id string) (string, error) {
 func (f *fixture) Create(ctx context.Context, p string, r *specs.LinuxResources) (*engine.Cgroup, error) {
 	return f.under.Create(ctx, p, r)
 }
+func (f *fixture) BeginIdle(ctx context.Context, p string, r *specs.LinuxResources) (*engine.Cgroup, func(context.Context) error, error) {
+	return f.under.BeginIdle(ctx, p, r)
+}
 func (f *fixture) Settle(p string, pid int)     { f.under.Settle(p, pid) }
 func (f *fixture) OCI(p string) OCI             { return f.under.OCI(p) }
 func (f *fixture) Pids(p string) ([]int, error) { return f.under.Pids(p) }

@@ -275,7 +275,11 @@ func (s *Sandboxes) startPause(ctx context.Context, sb *Sandbox, pinned <-chan s
 	op := operation.FromContext(ctx)
 	end := op.Part("pause: cgroup")
 	req := &monitor.CreateRequest{ID: sb.ID, Spec: sp, Rootfs: s.cfg.Pause}
-	if err := h.Place(ctx, s.cfg.Cgroups, sb.CgroupPath, req); err != nil {
+	place := h.Place
+	if sb.CgroupParent != "" { // the pod's own, which counts and limits pause
+		place = h.PlaceIdle
+	}
+	if err := place(ctx, s.cfg.Cgroups, sb.CgroupPath, req); err != nil {
 		return fmt.Errorf("pause: cgroup: %w", err)
 	}
 	defer s.cfg.Cgroups.Settle(sb.CgroupPath, 0) // how pause ends does not matter

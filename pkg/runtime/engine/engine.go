@@ -13,6 +13,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -102,6 +103,24 @@ type Cgroup struct {
 	Unified string `json:"unified,omitempty"`
 	// V1 maps a v1 hierarchy's name as in /proc/self/cgroup ("cpu", "memory", "name=systemd") to its directory.
 	V1 map[string]string `json:"v1,omitempty"`
+	// Shared names those hierarchies of V1 whose directory is not this cgroup's own but the one above it, with other processes in
+	// it and other containers' cgroups below. The container's first process joins it, and that is all that may ever be done
+	// by that name: see Own. A container that has such ones takes no further processes.
+	Shared []string `json:"shared,omitempty"`
+}
+
+// Own is c without what it shares: what may be killed, frozen, limited, read and removed as the container's.
+func (c *Cgroup) Own() *Cgroup {
+	if c == nil || len(c.Shared) == 0 {
+		return c
+	}
+	own := &Cgroup{Unified: c.Unified, V1: make(map[string]string, len(c.V1))}
+	for name, dir := range c.V1 {
+		if !slices.Contains(c.Shared, name) {
+			own.V1[name] = dir
+		}
+	}
+	return own
 }
 
 // Container is a created container. Methods are safe for concurrent use.

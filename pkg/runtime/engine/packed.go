@@ -17,9 +17,9 @@ type PackedCgroup struct {
 	tail string                // what all directories end in
 }
 
-// Pack packs c, which may be nil. Nothing of c stays in memory.
+// Pack packs what is c's own; c may be nil. Nothing of c stays in memory.
 func (c *Cgroup) Pack() PackedCgroup {
-	if c == nil {
+	if c = c.Own(); c == nil {
 		return PackedCgroup{}
 	}
 	names := make([]string, 0, len(c.V1))

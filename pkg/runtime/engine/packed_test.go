@@ -68,6 +68,29 @@ func TestPackedCgroup(t *testing.T) {
 	}
 }
 
+func TestCgroupOwn(t *testing.T) {
+	all := func() *Cgroup {
+		return &Cgroup{Unified: "/u/p/c", V1: map[string]string{"cpu": "/cpu/p", "memory": "/memory/p", "devices": "/devices/p/c"}}
+	}
+	shared := all()
+	shared.Shared = []string{"cpu", "memory", "none"}
+	for name, tt := range map[string]struct{ of, want *Cgroup }{
+		"nil":     {nil, nil},
+		"nothing": {all(), all()},
+		"some":    {shared, &Cgroup{Unified: "/u/p/c", V1: map[string]string{"devices": "/devices/p/c"}}},
+	} {
+		if got := tt.of.Own(); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if got := tt.of.Pack().Cgroup(); !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%s: kept is %+v", name, got)
+		}
+	}
+	if len(shared.V1) != 3 {
+		t.Errorf("it has changed: %+v", shared)
+	}
+}
+
 func BenchmarkPackedCgroup(b *testing.B) {
 	c := &Cgroup{V1: map[string]string{}}
 	for i := range 12 {

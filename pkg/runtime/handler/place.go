@@ -11,9 +11,18 @@ import (
 // Place begins the cgroup that req's container will be in, which req then finishes, or says to the handler's OCI runtime how
 // to make it. The caller calls Settle of the driver when the monitor has answered req.
 func (h *Handler) Place(ctx context.Context, cgroups cgroupdriver.Driver, path string, req *monitor.CreateRequest) error {
+	return h.place(ctx, cgroups, path, req, cgroups.Begin)
+}
+
+// PlaceIdle is Place for a process that only waits: see BeginIdle of the driver. An OCI runtime gets what it does from Place.
+func (h *Handler) PlaceIdle(ctx context.Context, cgroups cgroupdriver.Driver, path string, req *monitor.CreateRequest) error {
+	return h.place(ctx, cgroups, path, req, cgroups.BeginIdle)
+}
+
+func (h *Handler) place(ctx context.Context, cgroups cgroupdriver.Driver, path string, req *monitor.CreateRequest, begin cgroupdriver.Begin) error {
 	if h.OCI == nil {
 		var err error
-		req.Cgroup, req.FinishCgroup, err = cgroups.Begin(ctx, path, req.Spec.Linux.Resources)
+		req.Cgroup, req.FinishCgroup, err = begin(ctx, path, req.Spec.Linux.Resources)
 		return err
 	}
 	at := cgroups.OCI(path)

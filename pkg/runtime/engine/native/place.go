@@ -62,6 +62,7 @@ func (p *place) close() {
 // clone makes clones of the cgroup's directories for a cgroup mount where there are v1 hierarchies; the mount then shows
 // the container its own directories only, with and without a cgroup namespace.
 func (p *place) clone(cg *engine.Cgroup, spec *specs.Spec) error {
+	cg = cg.Own()
 	if len(cg.V1) == 0 || !slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" }) {
 		return nil
 	}
