@@ -12,8 +12,8 @@ import (
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
-// BeginIdle saves what a cgroup costs the kernel in hierarchies in which nobody would ever look at it: it is a tenth of a pod's
-// start to make pause's in ten of them, and as much to take it down.
+// BeginIdle saves what a cgroup costs the kernel in hierarchies in which nobody would ever look at it: 0.04 ms in that of memory, 0.01 in
+// each other, half of that when it is removed, and what the kernel has to do for it afterwards.
 func (d *cgroupfs) BeginIdle(ctx context.Context, path string, res *specs.LinuxResources) (*engine.Cgroup, func(context.Context) error, error) {
 	return d.begin(ctx, path, res, true)
 }
