@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -45,22 +46,31 @@ func Open(path string) (*os.File, error) {
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		home, err := home()
 		if err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("open own network namespace: %w", err)
+			done <- err
 			return
 		}
+		runtime.LockOSThread()
 		err = f()
 		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
-		_ = unix.Close(home)
 		done <- err
 	}()
 	return <-done
 }
+
+// home is the process's own network namespace, which all its threads are in but those inside onThread: the runtime makes no
+// thread from one that is locked. It stays open.
+var home = sync.OnceValues(func() (int, error) {
+	// Not the caller's thread's: it may be in another.
+	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open own network namespace: %w", err)
+	}
+	return fd, nil
+})
 
 // Prepare readies the calling thread's namespace: lo up, and no duplicate address detection on links to come, whose
 // addresses are ours to give.
@@ -70,12 +80,17 @@ func Prepare() error {
 		return fmt.Errorf("lo up: %w", err)
 	}
 	defer unix.Close(s)
+	return prepare(s)
+}
+
+// prepare is Prepare with a socket of any family in that namespace.
+func prepare(socket int) error {
 	ifr, err := unix.NewIfreq("lo")
 	if err != nil {
 		return fmt.Errorf("lo up: %w", err)
 	}
 	ifr.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr); err != nil { // netdevice(7)
+	if err := unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, ifr); err != nil { // netdevice(7)
 		return fmt.Errorf("lo up: %w", err)
 	}
 	// Missing where IPv6 is disabled; read-only where /proc/sys is. Both mean that nobody relies on it.

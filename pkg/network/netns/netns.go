@@ -113,21 +113,32 @@ func build() (n nameless, _ error) {
 			}
 			return fmt.Errorf("unshare: %w", err)
 		}
-		if err := Prepare(); err != nil {
-			return err
-		}
 		var err error
 		if n.socket, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("netlink: %w", err)
 		}
-		n.ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0) // thread-self: Linux 3.17
+		if err = prepare(n.socket); err == nil {
+			n.ns, err = namespaceOf(n.socket)
+		}
 		if err != nil {
 			_ = unix.Close(n.socket)
-			return fmt.Errorf("open new network namespace: %w", err)
 		}
-		return nil
+		return err
 	})
 	return n, err
+}
+
+// namespaceOf opens the network namespace of a socket, which is the calling thread's too.
+func namespaceOf(socket int) (int, error) {
+	const siocgskns = 0x894c // SIOCGSKNS, Linux 4.10
+	if fd, err := unix.IoctlRetInt(socket, siocgskns); err == nil {
+		return fd, nil
+	}
+	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0) // Linux 3.17
+	if err != nil {
+		return -1, fmt.Errorf("open new network namespace: %w", err)
+	}
+	return fd, nil
 }
 
 // PinFD pins the network namespace that fd refers to at dir/name. The caller keeps fd.

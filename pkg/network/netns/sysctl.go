@@ -23,8 +23,8 @@ var sysctls struct {
 	uses int
 }
 
-// openSysctl opens what /proc/sys/net/name is in the calling thread's network namespace.
-func openSysctl(name string, flags int) (*os.File, error) {
+// openSysctl opens what /proc/sys/net/name is in the calling thread's network namespace. The caller closes it.
+func openSysctl(name string, flags int) (int, error) {
 	s := &sysctls
 	s.Lock()
 	defer s.Unlock()
@@ -46,9 +46,9 @@ func openSysctl(name string, flags int) (*os.File, error) {
 		fd, err = unix.Open("/proc/"+path, flags|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/proc/sys/net/" + name, Err: err}
+		return -1, &os.PathError{Op: "open", Path: "/proc/sys/net/" + name, Err: err}
 	}
-	return os.NewFile(uintptr(fd), "/proc/sys/net/"+name), nil
+	return fd, nil
 }
 
 // answersOfProc are the errors that are about a sysctl and not about the procfs it was looked up in: it is not there, or may
@@ -74,28 +74,28 @@ func newProc() (int, error) {
 // SetSysctl writes the value of /proc/sys/net/name in the calling thread's network namespace, unless it is so already:
 // /proc/sys is read-only in some containers, which matters only where a change is needed.
 func SetSysctl(name, value string) error {
-	f, err := openSysctl(name, unix.O_RDWR)
+	fd, err := openSysctl(name, unix.O_RDWR)
 	if err != nil {
 		if r, rerr := openSysctl(name, unix.O_RDONLY); rerr == nil {
-			defer r.Close()
+			defer unix.Close(r)
 			if reads(r, value) {
 				return nil
 			}
 		}
 		return fmt.Errorf("sysctl: %w", err)
 	}
-	defer f.Close()
-	if reads(f, value) {
+	defer unix.Close(fd)
+	if reads(fd, value) {
 		return nil
 	}
-	if _, err := f.WriteAt([]byte(value), 0); err != nil { // elsewhere it would be ignored: sysctl_writes_strict
-		return fmt.Errorf("sysctl: %w", err)
+	if _, err := unix.Pwrite(fd, []byte(value), 0); err != nil { // elsewhere it would be ignored: sysctl_writes_strict
+		return fmt.Errorf("sysctl: write %s to /proc/sys/net/%s: %w", value, name, err)
 	}
 	return nil
 }
 
-func reads(f *os.File, value string) bool {
+func reads(fd int, value string) bool {
 	b := make([]byte, len(value)+2)
-	n, err := f.Read(b)
+	n, err := unix.Pread(fd, b, 0)
 	return err == nil && strings.TrimSpace(string(b[:n])) == value
 }
