@@ -156,9 +156,11 @@ func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, std
 		if err != nil {
 			undo := c
 			undo.Command = "DEL" // IPAM is asked by it
+			p.shared.retired(v.host)
 			err = errors.Join(err, p.bridgeDel(context.WithoutCancel(ctx), undo, conf, stdin))
 		}
 	}()
+	p.shared.made(v.host, host.index)
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{
 		{Name: conf.Bridge}, {Name: v.host, Mac: v.hostMAC.String()}, {Name: c.IfName, Mac: v.podMAC.String(), Sandbox: c.NetNS}}}
 	end()

@@ -92,8 +92,11 @@ func (ch *Chain) Fits(args string) bool {
 // configuration asks for it. What was made before an error stays, as with libcni.
 func (p *Plugins) Add(ctx context.Context, ch *Chain, c Call, capabilities map[string]any) (r *current.Result, err error) {
 	c.Command = "ADD"
-	for _, l := range ch.links {
-		if err = validate(l.plugin, c); err == nil {
+	for i, l := range ch.links {
+		if i == 0 { // for all
+			err = validate(l.plugin, c)
+		}
+		if err == nil {
 			r, err = p.add(ctx, l, c, capabilities, r)
 		}
 		if err != nil {
@@ -144,8 +147,11 @@ func (p *Plugins) tell(l link, capabilities map[string]any) (_ link, stdin []byt
 // Del runs DEL of all plugins, the last first, up to an error. prev is the result of Add, nil if it is lost.
 func (p *Plugins) Del(ctx context.Context, ch *Chain, c Call, capabilities map[string]any, prev *current.Result) error {
 	c.Command = "DEL"
-	for _, l := range slices.Backward(ch.links) {
-		err := validate(l.plugin, c)
+	for i, l := range slices.Backward(ch.links) {
+		var err error
+		if i == len(ch.links)-1 { // for all
+			err = validate(l.plugin, c)
+		}
 		if err == nil {
 			err = p.del(ctx, l, c, capabilities, prev)
 		}

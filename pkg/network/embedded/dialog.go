@@ -15,7 +15,7 @@ import (
 type dialog struct {
 	fd  int
 	seq uint32
-	buf []byte
+	buf *[maxAnswer]byte
 }
 
 // maxAnswer is more than the kernel puts into one datagram of an answer that is no dump.
@@ -30,6 +30,9 @@ func dial() (*dialog, error) {
 	return newDialog(fd)
 }
 
+// buffers are of dialogs that are closed: a pod's own is for one exchange.
+var buffers = sync.Pool{New: func() any { return new([maxAnswer]byte) }}
+
 // newDialog takes a socket over. It closes it on error.
 func newDialog(fd int) (*dialog, error) {
 	timeout := unix.NsecToTimeval(netlinkTimeout.Nanoseconds())
@@ -37,10 +40,14 @@ func newDialog(fd int) (*dialog, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return &dialog{fd: fd, buf: make([]byte, maxAnswer)}, nil
+	return &dialog{fd: fd, buf: buffers.Get().(*[maxAnswer]byte)}, nil
 }
 
-func (d *dialog) close() { _ = unix.Close(d.fd) }
+func (d *dialog) close() {
+	_ = unix.Close(d.fd)
+	buffers.Put(d.buf)
+	d.buf = nil
+}
 
 // answer is the kernel's to one request.
 type answer struct {
@@ -64,7 +71,7 @@ func (d *dialog) do(reqs ...*nl.NetlinkRequest) ([]answer, error) {
 	}
 	answers := make([]answer, len(reqs))
 	for done := false; !done; {
-		n, from, err := unix.Recvfrom(d.fd, d.buf, 0)
+		n, from, err := unix.Recvfrom(d.fd, d.buf[:], 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

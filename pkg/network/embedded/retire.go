@@ -65,25 +65,29 @@ func (p *Plugins) retireHost(host *current.Interface) (found bool, err error) {
 		}
 		p.dialogs.put(d)
 	}()
-	answers, err := d.do(linkRequest(host.Name, 0))
-	if err != nil {
-		return false, err
+	index := p.shared.port(host.Name) // of no other link as long as the node runs: the kernel counts up
+	if index == 0 {
+		answers, err := d.do(linkRequest(host.Name, 0))
+		if err != nil {
+			return false, err
+		}
+		l, err := answers[0].device()
+		if notFound(err) || err == nil && (l.kind != "veth" || l.mac.String() != host.Mac) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", host.Name, err)
+		}
+		index = l.index
 	}
-	l, err := answers[0].device()
-	if notFound(err) || err == nil && (l.kind != "veth" || l.mac.String() != host.Mac) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("%s: %w", host.Name, err)
-	}
-	index := l.index
 	// In this order: a bridge enables a port anew when something about its link changes.
-	answers, err = d.do(groupRequest(index, deadGroup), disableRequest(index))
+	answers, err := d.do(groupRequest(index, deadGroup), disableRequest(index))
 	if err != nil {
 		return false, err
 	}
 	if err := answers[0].err; notFound(err) {
-		return true, nil // this moment
+		p.shared.retired(host.Name)
+		return true, nil // it went with the pod's end
 	} else if err != nil {
 		return false, fmt.Errorf("%s: %w", host.Name, err)
 	}
@@ -97,6 +101,7 @@ func (p *Plugins) retireHost(host *current.Interface) (found bool, err error) {
 			return false, fmt.Errorf("%s down: %w", host.Name, err)
 		}
 	}
+	p.shared.retired(host.Name)
 	p.reaper.later()
 	return true, nil
 }

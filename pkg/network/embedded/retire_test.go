@@ -62,14 +62,18 @@ func TestRetire(t *testing.T) {
 		setup []string // of ip
 		mac   string   // in the result, else the link's
 		lost  bool     // the result
+		made  bool     // by this process
 		useless,
 		untouched string // what the host end shows then
 	}{
 		"port":                {useless: "state disabled"},
+		"port, ours":          {made: true, useless: "state disabled"},
 		"port, result lost":   {lost: true, useless: group},
 		"STP":                 {setup: []string{"link", "set", "retire0", "type", "bridge", "stp_state", "1"}, useless: "state DOWN"},
 		"no port any more":    {setup: []string{"link", "set", "veth00c0ffee", "nomaster"}, useless: "state DOWN"},
 		"gone":                {setup: []string{"link", "del", "veth00c0ffee"}},
+		"gone, ours":          {setup: []string{"link", "del", "veth00c0ffee"}, made: true},
+		"renamed, ours":       {setup: []string{"link", "set", "veth00c0ffee", "down", "name", "veth00c0ffef"}, made: true},
 		"another of its name": {mac: "02:00:00:00:00:09", untouched: "group default"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -93,6 +97,11 @@ func TestRetire(t *testing.T) {
 			defer func() { _ = exec.Command("ip", "link", "del", "veth00c0ffee").Run() }()
 			ip(t, "link", "set", "veth00c0ffee", "master", "retire0", "up")
 			ip(t, "-n", "cri-retire", "link", "set", "eth0", "up")
+			if l, err := netlink.LinkByName("veth00c0ffee"); err != nil {
+				t.Fatal(err)
+			} else if tt.made {
+				p.shared.made("veth00c0ffee", l.Attrs().Index)
+			}
 			if tt.setup != nil {
 				ip(t, tt.setup...)
 			}
@@ -108,6 +117,15 @@ func TestRetire(t *testing.T) {
 			for range 2 {
 				if err := p.retire(c, r); err != nil {
 					t.Fatal(err)
+				}
+			}
+			if p.shared.port("veth00c0ffee") != 0 {
+				t.Error("what is retired is remembered")
+			}
+			if name == "renamed, ours" {
+				defer ip(t, "link", "del", "veth00c0ffef")
+				if s := ip(t, "-o", "-d", "link", "show", "veth00c0ffef"); !strings.Contains(s, group) {
+					t.Error(s)
 				}
 			}
 			out, err := exec.Command("ip", "-o", "-d", "link", "show", "veth00c0ffee").Output()

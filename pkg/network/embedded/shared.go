@@ -12,6 +12,7 @@ type shared struct {
 	known sync.Mutex // of what follows, and for that only
 	done  map[settled]bool
 	index map[string]int // of bridges as they were last seen, by name
+	ports map[string]int // indexes of the host ends that this process made and has not retired, by name
 }
 
 // settled is a gateway address that this process has seen on a bridge, or has given it, and what it means for the others there
@@ -39,6 +40,29 @@ func (s *shared) remember(name string, index int) {
 		s.index = map[string]int{}
 	}
 	s.index[name] = index
+}
+
+// made keeps the index of a host end, for retired.
+func (s *shared) made(name string, index int) {
+	s.known.Lock()
+	defer s.known.Unlock()
+	if s.ports == nil {
+		s.ports = map[string]int{}
+	}
+	s.ports[name] = index
+}
+
+// port is the index of a host end that this process made; 0: it did not.
+func (s *shared) port(name string) int {
+	s.known.Lock()
+	defer s.known.Unlock()
+	return s.ports[name]
+}
+
+func (s *shared) retired(name string) {
+	s.known.Lock()
+	defer s.known.Unlock()
+	delete(s.ports, name)
 }
 
 // maxSettled bounds what is remembered: bridges come and go, and each has an index of its own.
