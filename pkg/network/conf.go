@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -39,10 +40,22 @@ type confDir struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	stamp string // of the files as they were read
+	stamp []mark // of the files as they were read
+	self  mark   // of the directory as it was listed; zero if what is put there just then might not show in its time
 	list  *confList
 	err   error
 }
+
+// mark is what changes with a file or directory.
+type mark struct {
+	path       string
+	ino        uint64
+	size       int64
+	mtim, ctim unix.Timespec
+}
+
+// tick is more than the kernel's clock for times of files lacks behind (CONFIG_HZ is 100 at the least; Linux 6.13 is exact).
+const tick = 20 * time.Millisecond
 
 // current returns the configuration in force; errdefs.ErrUnavailable says what is missing. It looks at the directory,
 // not only at what the watch told, for a watch may be lost.
@@ -57,8 +70,11 @@ func (d *confDir) current() (*confList, error) {
 func (d *confDir) rescan() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.unchanged() {
+		return
+	}
 	files, stamp, err := d.files()
-	if err == nil && stamp == d.stamp && d.stamp != "" {
+	if err == nil && slices.Equal(stamp, d.stamp) && len(stamp) > 0 {
 		return
 	}
 	former := d.list
@@ -97,41 +113,61 @@ func (d *confDir) rescan() {
 	}
 }
 
-// files returns the configuration files in order, and a text that changes when they do.
-func (d *confDir) files() ([]string, string, error) {
+// unchanged tells whether the directory lists what it did, and all of that is as it was.
+func (d *confDir) unchanged() bool {
+	same := func(m mark) bool {
+		now, _, ok := markOf(m.path)
+		return ok && now == m
+	}
+	changed := func(m mark) bool { return !same(m) }
+	return d.self.path != "" && len(d.stamp) > 0 && same(d.self) && !slices.ContainsFunc(d.stamp, changed)
+}
+
+// files returns the configuration files in order, and marks that change when they do.
+func (d *confDir) files() (files []string, stamp []mark, _ error) {
+	start := time.Now()
+	settled := func(m mark) bool { return start.Sub(time.Unix(m.mtim.Unix())) > tick }
+	d.self = mark{}
+	if self, _, ok := markOf(d.dir); ok && settled(self) {
+		d.self = self
+	}
 	entries, err := os.ReadDir(d.dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, "", err
+		return nil, nil, err
 	}
-	var files []string
-	var stamp strings.Builder
 	for _, e := range entries {
 		path := filepath.Join(d.dir, e.Name())
-		st, ok := mark(&stamp, path)
+		m, mode, ok := markOf(path)
 		if !ok {
 			continue
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR { // it may hold a configuration's plugins
+		stamp = append(stamp, m)
+		if mode == unix.S_IFDIR { // it may hold a configuration's plugins
+			if !settled(m) {
+				d.self = mark{}
+			}
 			inside, _ := os.ReadDir(path)
 			for _, e := range inside {
-				mark(&stamp, filepath.Join(path, e.Name()))
+				if m, _, ok := markOf(filepath.Join(path, e.Name())); ok {
+					stamp = append(stamp, m)
+				}
 			}
 		}
-		if st.Mode&unix.S_IFMT == unix.S_IFREG && slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(e.Name())) {
+		if mode == unix.S_IFREG && slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(e.Name())) {
 			files = append(files, path)
 		}
 	}
 	slices.Sort(files)
-	return files, stamp.String(), nil
+	return files, stamp, nil
 }
 
-// mark adds to the stamp what changes with a file or directory; not ok: it is gone.
-func mark(stamp *strings.Builder, path string) (st unix.Stat_t, ok bool) {
+// markOf returns the mark and the type (inode(7)) of what is at path; not ok: it is gone.
+func markOf(path string) (m mark, mode uint32, ok bool) {
+	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
-		return st, false
+		return m, 0, false
 	}
-	fmt.Fprintf(stamp, "%s %d %d %d %d\n", path, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
-	return st, true
+	return mark{path, st.Ino, st.Size, st.Mtim, st.Ctim}, st.Mode & unix.S_IFMT, true
 }
 
 // load reads one file: a list, or the old form of a single plugin.

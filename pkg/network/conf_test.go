@@ -2,6 +2,8 @@ package network
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,6 +114,64 @@ func TestWatch(t *testing.T) {
 	eventually(t, "the directory is gone", func() bool { return loaded() == "" })
 	n.conf(t, "30.conflist", "1.0.0", bridgePlugin)
 	eventually(t, "the directory is back", func() bool { return loaded() == "30.conflist" })
+}
+
+// TestUnchanged: whatever happens to a directory that has been as it is for a while, or has just changed, is seen by who asks next.
+func TestUnchanged(t *testing.T) {
+	d := confDir{dir: t.TempDir() + "/net.d", log: slog.New(slog.DiscardHandler)}
+	conf := func(name string) string {
+		return `{"cniVersion":"1.0.0","name":"` + name + `","plugins":[{"type":"bridge"}]}`
+	}
+	long, justNow := time.Now().Add(-time.Hour), time.Now().Add(time.Hour) // for as long as the test takes
+	in := func(name string) string { return filepath.Join(d.dir, name) }
+	remove := func(name string) {
+		if err := os.Remove(in(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	current := func() string {
+		l, err := d.current()
+		if err != nil {
+			return ""
+		}
+		return fmt.Sprint(l.Name, " ", len(l.Plugins))
+	}
+	for name, change := range map[string]struct {
+		do   func()
+		want string
+	}{
+		"nothing":              {func() {}, "b 1"},
+		"a file before it":     {func() { write(t, in("a.conflist"), conf("a")) }, "a 1"},
+		"a file after it":      {func() { write(t, in("c.conflist"), conf("c")) }, "b 1"},
+		"its text":             {func() { write(t, in("b.conflist"), conf("bb")) }, "bb 1"},
+		"it is gone":           {func() { remove("b.conflist") }, ""},
+		"another in its stead": {func() { write(t, in("x"), conf("x")); _ = os.Rename(in("x"), in("b.conflist")) }, "x 1"},
+		"a plugin":             {func() { write(t, in("b/1.conf"), `{"type":"portmap"}`) }, "b 2"},
+		"all is gone":          {func() { _ = os.RemoveAll(d.dir) }, ""},
+	} {
+		for _, age := range []time.Time{long, justNow} {
+			_ = os.RemoveAll(d.dir)
+			write(t, in("b.conflist"), conf("b"))
+			if err := os.Mkdir(in("b"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{in("b"), d.dir} {
+				if err := os.Chtimes(f, age, age); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := current(); got != "b 1" {
+				t.Fatalf("%s: before: %q", name, got)
+			}
+			if known := d.unchanged(); known != (age == long) {
+				t.Errorf("%s: taken as it is: %v", name, known)
+			}
+			change.do()
+			if got := current(); got != change.want {
+				t.Errorf("%s, changed at %v: %q", name, age, got)
+			}
+		}
+	}
 }
 
 func TestPluginDirectory(t *testing.T) {
