@@ -132,7 +132,9 @@ type Containers struct {
 	filters *filters
 	rates   rates
 	layers  layers
-	reaping sync.WaitGroup
+	// imageFiles are of images of which containers were made.
+	imageFiles imageFiles
+	reaping    sync.WaitGroup
 
 	mu     sync.RWMutex
 	byID   map[string]*Container

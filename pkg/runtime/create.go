@@ -244,21 +244,16 @@ type imageMount = func(m *runtimeapi.Mount, label string) (string, error)
 
 // spec makes the container's OCI spec, and lists the mount points that may be shared.
 func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, volume imageMount) (*specs.Spec, []imagestore.Target, error) {
-	view, err := c.cfg.Images.View(image.ID)
+	files, err := c.imageFiles.of(c.cfg.Images, image.ID)
 	if err != nil {
 		return nil, nil, fmt.Errorf("image root: %w", err)
 	}
-	root, err := view.View()
-	if err != nil {
-		return nil, nil, fmt.Errorf("image root: %w", err)
-	}
-	defer root.Close()
 	target, err := c.targetPid(pod, ctr.Config)
 	if err != nil {
 		return nil, nil, err
 	}
 	sp, err := spec.Container(&spec.Input{
-		ID: ctr.ID, Host: c.cfg.Host, Pod: pod.Config, Container: ctr.Config, Image: &image.Config.Config, Root: root,
+		ID: ctr.ID, Host: c.cfg.Host, Pod: pod.Config, Container: ctr.Config, Image: &image.Config.Config, Files: files.read,
 		Namespaces: namespaces(pod, target), CgroupPath: ctr.CgroupPath, SandboxID: pod.ID, ImageName: ctr.Config.GetImage().GetUserSpecifiedImage(),
 		PrivilegedPod: pod.Config.GetLinux().GetSecurityContext().GetPrivileged(),
 		Hostname:      pod.Hostname, Hosts: pod.Hosts, ResolvConf: pod.ResolvConf, Shm: pod.Shm,
@@ -267,7 +262,7 @@ func (c *Containers) spec(pod *Pod, ctr *Container, image *imagestore.Image, vol
 	if err != nil {
 		return nil, nil, err
 	}
-	return sp, mountTargets(sp, root), nil
+	return sp, mountTargets(sp, files.varRun), nil
 }
 
 // targetPid is the process whose pid namespace an ephemeral container shares (NamespaceMode_TARGET), else 0.

@@ -23,8 +23,8 @@ var commonTargets = map[string]bool{
 const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // mountTargets lists the common mount points of a container which may be shared with others: those over which something will
-// be mounted for sure if they can be seen, so that they never show. image is the root of its image.
-func mountTargets(sp *specs.Spec, image *os.Root) []imagestore.Target {
+// be mounted for sure if they can be seen, so that they never show. run is the varRun of its image.
+func mountTargets(sp *specs.Spec, run string) []imagestore.Target {
 	if slices.ContainsFunc(sp.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
 		return nil // the ids would have to be mapped, which costs a mount
 	}
@@ -36,7 +36,7 @@ func mountTargets(sp *specs.Spec, image *os.Root) []imagestore.Target {
 		}
 		at := m.Destination
 		if at == serviceAccount {
-			at = behindRun(at, image)
+			at = behindRun(at, run)
 		}
 		if at == "" || covered(sp.Mounts, m.Destination) || covered(sp.Mounts, at) {
 			continue
@@ -56,11 +56,11 @@ func covered(mounts []specs.Mount, p string) bool {
 	return slices.ContainsFunc(mounts, func(m specs.Mount) bool { return strings.HasPrefix(p, path.Clean(m.Destination)+"/") })
 }
 
-// behindRun is where a path below /var/run is in an image, whose /var/run often is a link to /run; "" where it leads elsewhere.
-func behindRun(p string, image *os.Root) string {
+// varRun is what /var/run of an image is: itself, the link to /run that it often is, or "" where it leads elsewhere.
+func varRun(image *os.Root) string {
 	to, err := image.Readlink("var/run")
 	if err != nil {
-		return p // No link. Where /var is one, nothing that is laid below the image is seen there.
+		return "/var/run" // No link. Where /var is one, nothing that is laid below the image is seen there.
 	}
 	if st, err := image.Lstat("var"); err != nil || !st.IsDir() {
 		return ""
@@ -71,5 +71,13 @@ func behindRun(p string, image *os.Root) string {
 	if path.Clean(to) != "/run" {
 		return ""
 	}
-	return strings.TrimPrefix(p, "/var")
+	return "/run"
+}
+
+// behindRun is where a path below /var/run is in an image with that varRun; "" where that leads elsewhere.
+func behindRun(p, run string) string {
+	if run == "" {
+		return ""
+	}
+	return run + strings.TrimPrefix(p, "/var/run")
 }

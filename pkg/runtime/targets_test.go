@@ -70,7 +70,7 @@ func TestMountTargets(t *testing.T) {
 			if c.userNS {
 				sp.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}}
 			}
-			if got := mountTargets(sp, root); !slices.Equal(got, c.want) {
+			if got := mountTargets(sp, varRun(root)); !slices.Equal(got, c.want) {
 				t.Errorf("mount points %v, want %v", got, c.want)
 			}
 		})

@@ -18,7 +18,16 @@ const maxAccounts = 1 << 20
 
 // accounts reads an image's users and groups (passwd(5), group(5)). A line that is no account is skipped; an account
 // that is asked for but has an id that is no number is an error, so that it never becomes root.
-type accounts struct{ root *os.Root }
+type accounts struct{ files Files }
+
+// Files reads a file of an image, named without a leading slash. One that isn't there is empty.
+type Files func(name string) ([]byte, error)
+
+// FilesOf reads them in a root file system (a detached, read-only mount), for as long as that is open: regular files of a size
+// that accounts may have, links followed within the root.
+func FilesOf(root *os.Root) Files {
+	return func(name string) ([]byte, error) { return readFile(root, name) }
+}
 
 type account struct {
 	name     string // "" when the uid is not in /etc/passwd
@@ -139,10 +148,14 @@ func (a accounts) find(file string, match func(fields []string) bool) ([]string,
 }
 
 func (a accounts) read(file string) ([]byte, error) {
-	if a.root == nil {
+	if a.files == nil {
 		return nil, nil
 	}
-	dir, err := a.root.Open(".")
+	return a.files(file)
+}
+
+func readFile(root *os.Root, file string) ([]byte, error) {
+	dir, err := root.Open(".")
 	if err != nil {
 		return nil, err
 	}

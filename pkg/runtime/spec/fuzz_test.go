@@ -68,7 +68,7 @@ func FuzzContainer(f *testing.F) {
 		}
 		root := accountsRoot(t, passwd)
 		defer root.Close()
-		in.Root = root
+		in.Files = FilesOf(root)
 		s, err := Container(in)
 		if err == nil {
 			_, err = json.Marshal(s)
@@ -123,7 +123,7 @@ func FuzzAccounts(f *testing.F) {
 	f.Fuzz(func(t *testing.T, passwd []byte, user string) {
 		root := accountsRoot(t, passwd)
 		defer root.Close()
-		a := accounts{root}
+		a := accounts{FilesOf(root)}
 		u, err := a.resolve(user)
 		if err != nil {
 			return

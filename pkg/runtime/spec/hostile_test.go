@@ -44,7 +44,7 @@ func TestHostileAccounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if u, err := (accounts{root}).resolve("evil"); !errors.Is(err, x.want) {
+		if u, err := (accounts{FilesOf(root)}).resolve("evil"); !errors.Is(err, x.want) {
 			t.Errorf("%s: %+v %v", name, u, err)
 		}
 		root.Close()

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -177,7 +178,7 @@ func source(in *Input, s *specs.Spec, m *runtimeapi.Mount) (string, error) {
 	if !filepath.IsAbs(host) || strings.ContainsRune(host, 0) {
 		return "", invalid("host path %q is not absolute", host)
 	}
-	src, err := filepath.EvalSymlinks(host)
+	src, err := resolve(host)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("host path %q does not exist: %w", host, errdefs.ErrNotFound)
 	}
@@ -185,6 +186,22 @@ func source(in *Input, s *specs.Spec, m *runtimeapi.Mount) (string, error) {
 		return "", fmt.Errorf("host path %q: %w", host, err)
 	}
 	return src, nil
+}
+
+// resolve is filepath.EvalSymlinks by the kernel (proc(5), /proc/pid/fd): that looks at each part of the path, and paths of
+// kubelet's volumes have a dozen.
+func resolve(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return filepath.EvalSymlinks(path) // whose message is better
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlink("/proc/self/fd/"+strconv.Itoa(fd), buf)
+	if to := string(buf[:max(n, 0)]); err == nil && n < len(buf) && filepath.IsAbs(to) && !strings.HasSuffix(to, " (deleted)") {
+		return to, nil
+	}
+	return filepath.EvalSymlinks(path)
 }
 
 // imageSource finds image_sub_path inside the image: symlinks of the image are followed inside its root, a path that

@@ -13,7 +13,6 @@ package spec
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -45,9 +44,8 @@ type Input struct {
 	// Image is the image's config, ImageName the name it is shown by (annotation only).
 	Image     *ocispec.ImageConfig
 	ImageName string
-	// Root is the image's root file system (a detached, read-only mount), for /etc/passwd and /etc/group. Nil: as if
-	// neither file was there.
-	Root       *os.Root
+	// Files reads the image's etc/passwd and etc/group. Nil: as if neither file was there.
+	Files      Files
 	Namespaces Namespaces
 	CgroupPath string
 	// Hostname, Hosts, ResolvConf and Shm are the pod's files and directory on the host, bind mounted to

@@ -46,7 +46,7 @@ func input(t *testing.T) *Input {
 	}
 	t.Cleanup(func() { _ = root.Close() })
 	return &Input{
-		ID: "c1", SandboxID: "s1", ImageName: "img:1", Root: root, CgroupPath: "/pod/c1",
+		ID: "c1", SandboxID: "s1", ImageName: "img:1", Files: FilesOf(root), CgroupPath: "/pod/c1",
 		Host: &Host{Name: "node", CgroupVersion: 2, Bounding: append(slices.Clone(defaultCapabilities), "CAP_NET_ADMIN"), OOMScoreAdjMin: -1000,
 			RecursiveReadOnly: true, IDMappedMounts: true, UserNamespaces: true, Swap: true, NoFileMax: 1 << 20, Hugetlb: []string{"2MB"}},
 		Pod: &runtimeapi.PodSandboxConfig{
@@ -194,13 +194,24 @@ func TestUser(t *testing.T) {
 		{"supplemental_groups_policy unknown", func(_ *Input, c *sc) { c.SupplementalGroupsPolicy = 7 }, nil, nil, errdefs.ErrNotImplemented},
 		{"supplemental group out of range", func(_ *Input, c *sc) { c.SupplementalGroups = []int64{-1} }, nil, nil, errdefs.ErrInvalidArgument},
 		{"home of the user", func(_ *Input, c *sc) { c.RunAsUser = id(1000) }, func(s *specs.Spec) any { return slices.Contains(s.Process.Env, "HOME=/home/user") }, true, nil},
-		{"no root file system", func(in *Input, c *sc) { in.Root, c.RunAsUser = nil, id(3) }, puser, user(3, 0), nil},
+		{"no root file system", func(in *Input, c *sc) { in.Files, c.RunAsUser = nil, id(3) }, puser, user(3, 0), nil},
 	})
 }
 
 func TestAccountsAreBounded(t *testing.T) {
-	in := input(t)
-	dir := in.Root.Name()
+	in, dir := input(t), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "real"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", filepath.Join(dir, "etc")); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	in.Files = FilesOf(root)
 	if err := os.WriteFile(filepath.Join(dir, "real/passwd"), []byte(strings.Repeat("a", maxAccounts+1)), 0o600); err != nil {
 		t.Fatal(err)
 	}

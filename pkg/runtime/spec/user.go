@@ -24,7 +24,7 @@ func setUser(in *Input, s *specs.Spec) error {
 	if name == "" {
 		name = in.Image.User
 	}
-	db := accounts{root: in.Root}
+	db := accounts{files: in.Files}
 	u, err := db.resolve(name)
 	if err != nil {
 		return err
