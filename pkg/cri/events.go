@@ -104,8 +104,14 @@ func (s *Server) followOnce(ctx context.Context) error {
 		case e.State.Status != monitor.Stopped:
 			continue
 		}
-		if !s.containers.Exited(e.State) && s.sandboxes.PauseExited(e.State.ID) {
+		switch {
+		case s.containers.Exited(e.State):
+		case s.sandboxes.PauseExited(e.State.ID):
 			s.log.Info("pause has ended", "sandbox", e.State.ID, "exit_code", e.State.ExitCode)
+		case n < events.Known: // a cri-monitor that died as it forgot it has left it to the next one, and its record is gone
+			if err := s.monitor.Delete(ctx, e.State.ID); err != nil {
+				s.log.Error("delete what has no record", "id", e.State.ID, "error", err)
+			}
 		}
 	}
 }

@@ -124,23 +124,25 @@ type Config struct {
 
 // Containers is the set of containers of this node. It is safe for concurrent use.
 type Containers struct {
-	cfg     Config
-	records *records.Store[record]
-	ops     *operation.Group
-	locks   operation.Locks // one operation at a time that changes what a container is
-	edits   operation.Locks // one change of a picture at a time
-	filters *filters
-	rates   rates
-	layers  layers
+	cfg      Config
+	records  *records.Store[record]
+	ops      *operation.Group
+	locks    operation.Locks // one operation at a time that changes what a container is
+	edits    operation.Locks // one change of a picture at a time
+	releases operation.Locks // one taking down at a time
+	filters  *filters
+	rates    rates
+	layers   layers
 	// imageFiles are of images of which containers were made.
 	imageFiles imageFiles
 	reaping    sync.WaitGroup
 
-	mu     sync.RWMutex
-	byID   map[string]*Container
-	byKey  map[string]string
-	exited map[string]chan struct{} // closed when the container has ended; made by who waits
-	died   map[string]bool          // containers whose process ended while they were being created
+	mu       sync.RWMutex
+	byID     map[string]*Container
+	byKey    map[string]string
+	exited   map[string]chan struct{} // closed when the container has ended; made by who waits
+	died     map[string]bool          // containers whose process ended while they were being created
+	released map[string]bool          // those that have ended and of which nothing is left in the kernel
 }
 
 // Key is the name by which operations on the same container find each other.
@@ -231,6 +233,7 @@ func (c *Containers) drop(ctr *Container) {
 	old := c.byID[ctr.ID]
 	delete(c.byID, ctr.ID)
 	delete(c.died, ctr.ID)
+	delete(c.released, ctr.ID)
 	if m := ctr.Config.GetMetadata(); m != nil {
 		c.ops.Forget("create " + Key(ctr.SandboxID, m))
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -95,6 +96,9 @@ func (c *Containers) finish(id string, f func(*Container)) (*Container, error) {
 		}
 	})
 	if err != nil || !first {
+		c.mu.Lock()
+		delete(c.released, id) // cri-monitor, which tells of it, has it still, or again
+		c.mu.Unlock()
 		return ctr, err
 	}
 	faultpoint.Pass("container.exit.noted")
@@ -110,8 +114,33 @@ func (c *Containers) finish(id string, f func(*Container)) (*Container, error) {
 	return ctr, nil
 }
 
-// release takes down what a container is made of in the kernel. Idempotent.
+// release takes down what a container is made of in the kernel. Idempotent; of one that has ended it is done once, at its end, and
+// its removal waits for that.
 func (c *Containers) release(ctx context.Context, ctr *Container) error {
+	unlock, err := c.releases.Lock(ctx, ctr.ID)
+	if err != nil {
+		return fmt.Errorf("its end is being cleaned up: %w", err)
+	}
+	defer unlock()
+	c.mu.RLock()
+	now, done := c.byID[ctr.ID], c.released[ctr.ID]
+	c.mu.RUnlock()
+	if done || now == nil {
+		return nil
+	}
+	if err := c.takeDown(ctx, ctr); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Of one whose creation has failed cri-monitor may still come to know.
+	if now = c.byID[ctr.ID]; now != nil && now.State == Exited {
+		c.released[ctr.ID] = true
+	}
+	return nil
+}
+
+func (c *Containers) takeDown(ctx context.Context, ctr *Container) error {
 	if err := c.cfg.Monitor.Delete(ctx, ctr.ID); err != nil {
 		return err
 	}

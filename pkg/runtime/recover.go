@@ -25,7 +25,7 @@ func Open(cfg Config) (*Containers, error) {
 	c := &Containers{
 		cfg: cfg, records: store, ops: operation.NewGroup(operation.Options{Log: cfg.Log}), filters: f,
 		byID: map[string]*Container{}, byKey: map[string]string{}, exited: map[string]chan struct{}{},
-		died: map[string]bool{},
+		died: map[string]bool{}, released: map[string]bool{},
 	}
 	c.layers = layers{measure: cfg.Images.SnapshotUsage, tasks: &c.reaping}
 	return c, nil

@@ -31,7 +31,7 @@ func TestRuntimeStateGoes(t *testing.T) {
 		ctr := ctrOf("aa", Exited)
 		ctr.Handler = name
 		for range 2 {
-			if err := c.release(context.Background(), ctr); err != nil {
+			if err := c.takeDown(context.Background(), ctr); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
