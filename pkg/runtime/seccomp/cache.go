@@ -26,6 +26,18 @@ func Compile(p *specs.LinuxSeccomp) ([]byte, error) {
 	if p == nil {
 		return nil, nil
 	}
+	if f, ok := defaults.filter(p); ok {
+		return f, nil
+	}
+	f, err := compileOnce(p)
+	if err == nil {
+		defaults.compiled(p, f)
+	}
+	return f, err
+}
+
+// compileOnce finds a filter by what is in its profile.
+func compileOnce(p *specs.LinuxSeccomp) ([]byte, error) {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
@@ -67,4 +79,52 @@ func cached(key [sha256.Size]byte) ([]byte, bool) {
 	defer cache.Unlock()
 	f, ok := cache.filters[key]
 	return f, ok
+}
+
+// shared are the profiles that RuntimeDefault has made, with their filters. Nobody changes them, so they are known by their
+// address: to make one, and to put it in writing so as to find its filter, are most of what a container's profile costs.
+type shared struct {
+	sync.Mutex
+	byCaps  map[string]*specs.LinuxSeccomp
+	filters map[*specs.LinuxSeccomp][]byte // nil: not compiled yet
+}
+
+var defaults = shared{byCaps: map[string]*specs.LinuxSeccomp{}, filters: map[*specs.LinuxSeccomp][]byte{}}
+
+// of is the profile for caps, which make makes if need be.
+func (d *shared) of(caps string, make func() (*specs.LinuxSeccomp, error)) (*specs.LinuxSeccomp, error) {
+	d.Lock()
+	defer d.Unlock()
+	if p := d.byCaps[caps]; p != nil {
+		return p, nil
+	}
+	p, err := make()
+	if err != nil {
+		return nil, err
+	}
+	for k, old := range d.byCaps {
+		if len(d.byCaps) < maxFilters {
+			break
+		}
+		delete(d.byCaps, k) // any: it is made again
+		delete(d.filters, old)
+	}
+	d.byCaps[caps], d.filters[p] = p, nil
+	return p, nil
+}
+
+func (d *shared) filter(p *specs.LinuxSeccomp) ([]byte, bool) {
+	d.Lock()
+	defer d.Unlock()
+	f := d.filters[p]
+	return f, f != nil
+}
+
+// compiled keeps the filter of p, if that is one of them.
+func (d *shared) compiled(p *specs.LinuxSeccomp, f []byte) {
+	d.Lock()
+	defer d.Unlock()
+	if _, ok := d.filters[p]; ok {
+		d.filters[p] = f
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	moby "github.com/moby/profiles/seccomp"
@@ -24,8 +25,13 @@ import (
 // MaxProfile is the largest profile file in bytes; docker's default has 12 KiB.
 const MaxProfile = 1 << 20
 
-// RuntimeDefault is docker's default profile for a process whose capability bounding set is caps ("CAP_CHOWN").
+// RuntimeDefault is docker's default profile for a process whose capability bounding set is caps ("CAP_CHOWN"). The result is
+// shared: don't change it.
 func RuntimeDefault(caps []string) (*specs.LinuxSeccomp, error) {
+	return defaults.of(strings.Join(caps, " "), func() (*specs.LinuxSeccomp, error) { return makeDefault(caps) })
+}
+
+func makeDefault(caps []string) (*specs.LinuxSeccomp, error) {
 	p, err := moby.GetDefaultProfile(withCaps(caps))
 	if err != nil {
 		return nil, fmt.Errorf("seccomp default profile: %w", err)

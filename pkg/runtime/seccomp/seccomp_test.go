@@ -3,6 +3,7 @@ package seccomp
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -204,6 +205,46 @@ func TestCompileOnce(t *testing.T) {
 		if len(f) == 0 || &f[0] != &filters[0][0] {
 			t.Fatal("the profile was compiled more than once")
 		}
+	}
+}
+
+// TestSharedDefaults: a default profile is made once for each set of capabilities, has the filter of its content, and few are kept.
+func TestSharedDefaults(t *testing.T) {
+	get := func(caps ...string) *specs.LinuxSeccomp {
+		t.Helper()
+		p, err := RuntimeDefault(caps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p, other := get("CAP_SYS_ADMIN"), get("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
+	if get("CAP_SYS_ADMIN") != p || other == p {
+		t.Error("not one profile for each set")
+	}
+	for _, x := range []*specs.LinuxSeccomp{p, other} {
+		first, err := Compile(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := Compile(x)
+		if err != nil || &first[0] != &again[0] {
+			t.Errorf("compiled twice (%v)", err)
+		}
+		if f, err := compile(x); err != nil || !bytes.Equal(f, first) {
+			t.Errorf("not the filter of its content (%v)", err)
+		}
+	}
+	for i := range maxFilters + 10 {
+		get(fmt.Sprint("CAP_", i))
+	}
+	if n, m := len(defaults.byCaps), len(defaults.filters); n > maxFilters || m != n {
+		t.Errorf("%d profiles and %d filters are kept", n, m)
+	}
+	own := *p // whoever makes his own of it gets the filter of that
+	own.Syscalls = nil
+	if f, err := Compile(&own); err != nil || len(f) >= 1000 {
+		t.Errorf("%d bytes, %v", len(f), err)
 	}
 }
 
