@@ -136,10 +136,14 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 	if err != nil {
 		return State{}, err
 	}
-	if err := removeDir(c.dir); err != nil { // of a former cri-monitor
-		return State{}, fmt.Errorf("old directory: %w", err)
-	}
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
+	if err := os.Mkdir(c.dir, 0o700); os.IsExist(err) { // of a former cri-monitor
+		if err := removeDir(c.dir); err != nil {
+			return State{}, fmt.Errorf("old directory: %w", err)
+		}
+		if err := os.Mkdir(c.dir, 0o700); err != nil {
+			return State{}, err
+		}
+	} else if err != nil {
 		return State{}, err
 	}
 	var log *logs.File

@@ -34,6 +34,9 @@ func (s *Server) removeLater(dir string) {
 // removeDir removes an engine's directory, and never what is mounted in it: a mount that an OCI runtime or a crash left
 // there is detached first, or else stays with all above it. It is no error if there is no such directory.
 func removeDir(dir string) error {
+	if err := unix.Rmdir(dir); err == nil || err == unix.ENOENT { // that of the native engine is empty
+		return nil
+	}
 	entries, err := os.ReadDir(dir)
 	if os.IsNotExist(err) {
 		return nil

@@ -38,25 +38,25 @@ func (c *container) Kill(ctx context.Context) error {
 }
 
 func (c *container) killCgroup(ctx context.Context) error {
-	cg := c.cgroup.Cgroup()
-	switch {
-	case cg == nil:
-		return nil
-	case cg.Unified != "":
-		err := write(cg.Unified+"/cgroup.kill", "1") // Linux 5.14, also beside v1 hierarchies
+	if unified := c.cgroup.Dir(""); unified != "" {
+		err := write(unified+"/cgroup.kill", "1") // Linux 5.14, also beside v1 hierarchies
 		if errors.Is(err, unix.ENODEV) {
 			return nil // the cgroup was removed after the file was opened
 		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if _, err := os.Stat(cg.Unified); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(unified); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		return killTree(ctx, cg.Unified, cg.Unified+"/cgroup.freeze", "1", "0")
+		return killTree(ctx, unified, unified+"/cgroup.freeze", "1", "0")
 	}
-	if dir := cg.V1["freezer"]; dir != "" {
+	if dir := c.cgroup.Dir("freezer"); dir != "" {
 		return killTree(ctx, dir, dir+"/freezer.state", "FROZEN", "THAWED")
+	}
+	cg := c.cgroup.Cgroup()
+	if cg == nil {
+		return nil
 	}
 	for _, dir := range cg.V1 {
 		return killTree(ctx, dir, "", "", "")
@@ -183,11 +183,20 @@ func ignoreGone(err error) error {
 }
 
 func write(path, value string) error {
-	f, err := os.OpenFile(path, unix.O_WRONLY, 0)
-	if err != nil {
-		return err
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	}
-	defer f.Close()
-	_, err = f.WriteString(value)
-	return err
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	for err == unix.EINTR {
+		_, err = unix.Write(fd, []byte(value))
+	}
+	if err != nil {
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
