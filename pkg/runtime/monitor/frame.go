@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
@@ -202,14 +203,24 @@ func writeFrame(c *net.UnixConn, k kind, id uint64, v any, files ...*os.File) er
 	return err
 }
 
+// frames are buffers for what is sent, of at most maxPooled bytes. It has most requests for containers, the longest messages.
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
+const maxPooled = 16 << 10
+
 // sendFrame is writeFrame for raw descriptors, with a time limit.
 func sendFrame(c *net.UnixConn, k kind, id uint64, v any, limit time.Duration, fds []int) error {
-	b := make([]byte, headerSize, 1<<10) // in one piece: the other side shall not wake for half of it
+	buffer := frames.Get().(*[]byte)
+	defer frames.Put(buffer)
+	b := append(*buffer, make([]byte, headerSize)...) // in one piece: the other side shall not wake for half of it
 	if v != nil {
 		var err error
 		if b, err = marshal(b, v); err != nil {
 			return fmt.Errorf("message of kind %d: %w", k, err)
 		}
+	}
+	if cap(b) <= maxPooled {
+		*buffer = b[:0]
 	}
 	size := len(b) - headerSize
 	if size > maxBody {

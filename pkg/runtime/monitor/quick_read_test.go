@@ -83,6 +83,30 @@ func TestQuickRead(t *testing.T) {
 	}
 }
 
+func TestQuickState(t *testing.T) {
+	for n := range 20 {
+		var st State
+		quicktest.Fill(&st, n)
+		b, err := marshal(nil, st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bothWays[State](t, b, true)
+		e, err := marshal(nil, &Event{Seq: uint64(n), Type: "started", State: st})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bothWays[Event](t, e, true)
+		bothWays[Event](t, e[:len(e)-1], false)
+	}
+	for body, quick := range map[string]bool{
+		`{"id":"a","pid":1}`: true, `{"id":"a","newer":1}`: false, `{"created_at":"x"}`: false, `{"created_at":null}`: true, `{"created_at":1}`: false,
+		`{"created_at":"2026-01-01T00:00:00+01:00"}`: true,
+	} {
+		bothWays[State](t, []byte(body), quick)
+	}
+}
+
 // No field is lost, whatever there may be in it.
 func TestQuickReadOfAll(t *testing.T) {
 	for n := range 40 {

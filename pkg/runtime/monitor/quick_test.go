@@ -3,6 +3,8 @@ package monitor
 import (
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/seed-9a14075a/cri-server/internal/quickjson/quicktest"
 	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
@@ -17,6 +19,13 @@ func TestAppendJSON(t *testing.T) {
 		quicktest.Fill(&e, n)
 		b, err = marshal(nil, &e)
 		quicktest.Written(t, &e, b, err)
+		var r CreateRequest
+		quicktest.Fill(&r, n)
+		if n%2 > 0 && r.Spec != nil {
+			r.Spec.Linux, r.Spec.Process = request().Spec.Linux, request().Spec.Process
+		}
+		b, err = marshal(nil, &r)
+		quicktest.Written(t, &r, b, err)
 		var k kept
 		quicktest.Fill(&k, n)
 		b, err = marshal(nil, k)
@@ -29,6 +38,49 @@ func TestAppendJSON(t *testing.T) {
 		}
 		b, err = v.appendJSON(nil)
 		quicktest.Written(t, &v, b, err)
+	}
+}
+
+// What most requests have, and some that have more.
+func TestAppendRequest(t *testing.T) {
+	for name, change := range map[string]func(*CreateRequest){
+		"full":       func(*CreateRequest) {},
+		"usual":      func(r *CreateRequest) { r.Spec.Mounts[0].UIDMappings, r.Spec.Linux.RootfsPropagation = nil, "" },
+		"no spec":    func(r *CreateRequest) { r.Spec = nil },
+		"no process": func(r *CreateRequest) { r.Spec.Process = nil },
+		"empty":      func(r *CreateRequest) { *r = CreateRequest{} },
+		"empty spec": func(r *CreateRequest) { r.Spec = &specs.Spec{} },
+		"empty parts": func(r *CreateRequest) {
+			r.Spec = &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}, Root: &specs.Root{}}
+		},
+		"empty cgroup":   func(r *CreateRequest) { r.Cgroup = &engine.Cgroup{} },
+		"empty lists":    func(r *CreateRequest) { r.Spec.Mounts, r.Spec.Annotations = []specs.Mount{}, map[string]string{} },
+		"bytes":          func(r *CreateRequest) { r.Spec.Process.Env = []string{"A=\xff"} },
+		"empty env":      func(r *CreateRequest) { r.Spec.Process.Env = []string{} },
+		"bad utf-8":      func(r *CreateRequest) { r.Spec.Process.Args = []string{"\xff"} },
+		"hooks":          func(r *CreateRequest) { r.Spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/x"}}} },
+		"devices":        func(r *CreateRequest) { r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x"}} },
+		"empty resource": func(r *CreateRequest) { r.Spec.Linux.Resources = &specs.LinuxResources{} },
+		"selinux":        func(r *CreateRequest) { r.Spec.Process.SelinuxLabel = "x" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := request()
+			change(r)
+			b, err := marshal(nil, r)
+			quicktest.Written(t, r, b, err)
+			bothWays[CreateRequest](t, b, r.Spec != nil)
+		})
+	}
+}
+
+func BenchmarkWriteCreate(b *testing.B) {
+	r := request()
+	r.Spec.Mounts[0].UIDMappings, r.Spec.Linux.RootfsPropagation = nil, ""
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := marshal(make([]byte, 0, 8<<10), r); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
