@@ -91,6 +91,8 @@ func readCgroup(q *quickjson.Reader) *engine.Cgroup {
 			c.Unified = q.String()
 		case "v1":
 			c.V1 = q.Map()
+		case "shared":
+			c.Shared = q.Strings()
 		default:
 			q.Refuse()
 		}

@@ -33,7 +33,7 @@ func request() *CreateRequest {
 	adj := -7
 	return &CreateRequest{
 		ID: "id", Seccomp: []byte{1, 2, 3}, Start: true, LogDir: "/logs", LogPath: "0.log", Stdin: true, StdinOnce: true,
-		Cgroup: &engine.Cgroup{Unified: "/u", V1: map[string]string{"pids": "/p", "name=systemd": "/s"}},
+		Cgroup: &engine.Cgroup{Unified: "/u", V1: map[string]string{"pids": "/p", "name=systemd": "/s"}, Shared: []string{"pids"}},
 		Rootfs: rootfs.Rootfs{Lower: []string{"/a", "/b"}, Upper: "/u", Work: "/w", Options: []string{"volatile"}},
 		Spec: &specs.Spec{
 			Version: "1.0.2", Hostname: "h", Root: &specs.Root{Path: "rootfs", Readonly: true}, Annotations: map[string]string{"a": "b<"},

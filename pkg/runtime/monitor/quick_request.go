@@ -103,7 +103,8 @@ func appendMap(b []byte, name string, m map[string]string) []byte {
 
 func appendCgroup(b []byte, c *engine.Cgroup) []byte {
 	b = appendText(append(b, '{'), "unified", c.Unified)
-	return append(appendMap(b, "v1", c.V1), '}')
+	b = appendMap(b, "v1", c.V1)
+	return append(appendTexts(b, "shared", c.Shared), '}')
 }
 
 // only tells whether rest, a copy without the fields that the caller writes, has no others.
