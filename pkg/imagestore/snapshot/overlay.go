@@ -132,10 +132,25 @@ func rootAttributes(dir string, layers []Layer) error {
 		if err := unix.Stat(l.FS, &st); err != nil {
 			return err
 		}
-		if err := unix.Chown(dir, int(st.Uid), int(st.Gid)); err != nil && os.Geteuid() == 0 {
+		return giveAttributes(dir, st.Uid, st.Gid, st.Mode)
+	}
+	return giveAttributes(dir, uint32(os.Geteuid()), uint32(os.Getegid()), 0o755)
+}
+
+// giveAttributes changes what is not so already, which is nothing for most images: a look is less than a change of an inode.
+func giveAttributes(dir string, uid, gid, mode uint32) error {
+	var have unix.Stat_t
+	if err := unix.Stat(dir, &have); err != nil {
+		return err
+	}
+	owned := have.Uid == uid && have.Gid == gid
+	if !owned {
+		if err := unix.Chown(dir, int(uid), int(gid)); err != nil && os.Geteuid() == 0 {
 			return err
 		}
-		return unix.Chmod(dir, st.Mode&0o7777)
 	}
-	return unix.Chmod(dir, 0o755)
+	if owned && have.Mode&0o7777 == mode&0o7777 {
+		return nil
+	}
+	return unix.Chmod(dir, mode&0o7777) // after a change of the owner, which may take bits away (chown(2))
 }
