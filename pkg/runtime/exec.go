@@ -47,7 +47,8 @@ func (c *Containers) execRequest(id string, cmd []string, tty bool) (*monitor.Ex
 	if err != nil {
 		return nil, err
 	}
-	return &monitor.ExecRequest{ID: ctr.ID, Process: &p, Seccomp: filter}, nil
+	h, err := c.cfg.Handlers.Resolve(ctr.Handler)
+	return &monitor.ExecRequest{ID: ctr.ID, Process: &p, Seccomp: filter, Own: err == nil && h.OCI == nil}, nil
 }
 
 // ExecSync runs a program to its end and returns what it wrote, at most Config.ExecOutputLimit bytes in all. After

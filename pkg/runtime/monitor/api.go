@@ -123,6 +123,9 @@ type ExecRequest struct {
 	Stdin, Stdout, Stderr *os.File       `json:"-"`
 	// Brief: the program is expected to end soon, and Exec may wait for that, some milliseconds at most.
 	Brief bool `json:"brief,omitempty"`
+	// Own: Seccomp, and what lean leaves out of Process, are the container's own, so that they need not be sent. For containers
+	// of the native engine.
+	Own bool `json:"own,omitempty"`
 }
 
 // AttachRequest connects to a running container's stdio. Stdin is read by the monitor; Stdout and Stderr are written by

@@ -87,11 +87,10 @@ type Exec struct {
 // the Exec is closed, or this process dies, before Release.
 func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 	call, files := stdioOf(req.ID, req.Stdin, req.Stdout, req.Stderr)
-	call.Process, call.Env = SplitEnv(req.Process)
-	call.Seccomp, call.Releases, call.Brief = req.Seccomp, true, req.Brief
+	call.Releases, call.Brief, call.Own = true, req.Brief, req.Own
 	call.Session = clientNumbers + rand.Uint64N(1<<62)
 	x := &Exec{client: c, id: req.ID, session: call.Session}
-	s, f, err := c.open(ctx, kindExec, call, files...)
+	s, f, err := c.openExec(ctx, req, call, files)
 	if err != nil {
 		return nil, x.orphaned(err, 2*settleTime)
 	}
@@ -135,6 +134,20 @@ func (c *Client) Exec(ctx context.Context, req *ExecRequest) (*Exec, error) {
 		x.err = x.orphaned(x.err, callTime)
 	}()
 	return x, nil
+}
+
+// openExec sends as much as is needed.
+func (c *Client) openExec(ctx context.Context, req *ExecRequest, call *stdioCall, files []*os.File) (*stream, *frame, error) {
+	if req.Own {
+		call.Process, call.Env = SplitEnv(lean(req.Process))
+		s, f, err := c.open(ctx, kindExecOwn, call, files...)
+		if !errdefs.IsNotImplemented(err) {
+			return s, f, err
+		}
+	}
+	call.Process, call.Env = SplitEnv(req.Process)
+	call.Seccomp = req.Seccomp
+	return c.open(ctx, kindExec, call, files...)
 }
 
 // orphaned ends what a cri-monitor that has died may have left of the session: it is nobody's now, and must not outlive it.

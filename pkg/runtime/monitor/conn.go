@@ -199,7 +199,7 @@ func (c *conn) guard(f *frame, do func() error) (err error) {
 // handle answers one request. The error is that of the connection.
 func (c *conn) handle(f *frame) error {
 	switch f.kind {
-	case kindExec:
+	case kindExec, kindExecOwn:
 		return c.exec(f)
 	case kindAttach:
 		return c.attach(f)

@@ -198,6 +198,7 @@ func (c *container) create(ctx context.Context, req *CreateRequest) (State, erro
 // created takes over what the engine has made, or, with err, takes it down.
 func (c *container) created(ctx context.Context, req *CreateRequest, ctr engine.Container, pipes *pipes, log *logs.File, err error) (State, error) {
 	c.ctr = ctr
+	c.execs.learn(req.Seccomp)
 	cfg := stdio.Config{
 		ID: c.id, Stdin: pipes.ours[0], Stdout: pipes.ours[1], Stderr: pipes.ours[2], Terminal: -1,
 		StdinOnce: req.StdinOnce, TerminalInput: req.Stdin, Log: log, InputClosed: c.inputClosed,

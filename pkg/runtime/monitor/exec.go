@@ -22,6 +22,7 @@ type execSet struct {
 	live map[uint64]*session // by number; nil when there are none
 	idle chan struct{}       // closed when none is live; nil until somebody waits
 	dirs []*sessionCgroup    // of running sessions, and of those that left processes
+	own  own
 }
 
 // began tells the session's process.
@@ -215,8 +216,14 @@ func (c *conn) exec(f *frame) error {
 	}
 	call.Env.Restore(call.Process)
 	ct, err := c.s.find(call.ID)
+	if err == nil && f.kind == kindExecOwn {
+		err = ct.complete(&call)
+	}
 	if err != nil {
 		return c.fail(f.id, err)
+	}
+	if call.Own {
+		ct.execs.learn(call.Seccomp)
 	}
 	stdio, err := call.files(f)
 	if err != nil {

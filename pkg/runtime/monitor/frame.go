@@ -64,6 +64,7 @@ const (
 	kindUpgrade     // goes on in another program; the program's file rides on it
 	kindRelease     // on an exec's connection: what the program left behind may stay
 	kindCreateInto  // as kindCreate, into a cgroup that is being made; a pipe rides on it, see cgroupPipe
+	kindExecOwn     // as kindExec, without what the container has itself, see own
 )
 
 // Answers.

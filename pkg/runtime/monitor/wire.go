@@ -83,6 +83,8 @@ type stdioCall struct {
 	// Session is what the session is to be called, see clientNumbers: so the client can end it although it got no answer. Servers
 	// that don't know it choose for themselves, as they do without it.
 	Session uint64 `json:"session,omitempty"` // exec
+	// Own: Seccomp is the container's own filter.
+	Own bool `json:"own,omitempty"` // exec
 }
 
 // execStarted and execExited are what an exec's connection tells. With a terminal the former carries its master.
