@@ -94,7 +94,9 @@ func (s *session) launch() (l launch, done func(), err error) {
 	if l.join != 0 {
 		l.joins = []int{pidfd}
 	}
-	if l.cgroup != nil && (l.cgroup.Unified != "" || s.config.Cgroup == nil) { // else the session's own is among the others
+	// With a cgroup of its own in the unified hierarchy it is in the container's v1 cgroups. (Without one it may be a hook, whose
+	// container is not made yet.)
+	if c := s.config.Cgroup; c != nil && c.Unified != "" {
 		l.of = s.c
 	}
 	return l, func() { unix.Close(pidfd) }, nil

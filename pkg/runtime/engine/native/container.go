@@ -27,6 +27,8 @@ type container struct {
 	ids    idMap   // of its user namespace
 	init   *process
 
+	forgotten bool // by engine.tasks, which guards it
+
 	mu      sync.Mutex
 	pending *pending // until Start
 	execs   []*process

@@ -23,7 +23,7 @@ type taskCache struct {
 
 // taskFiles are one container's, as openTasks has opened them.
 type taskFiles struct {
-	of    *container
+	id    string // the container's
 	files []int
 	dirs  []string
 	users int
@@ -34,7 +34,7 @@ type taskFiles struct {
 func (t *taskCache) open(of *container, cg *engine.Cgroup) (f *taskFiles, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := slices.IndexFunc(t.last, func(f *taskFiles) bool { return f.of == of })
+	i := slices.IndexFunc(t.last, func(f *taskFiles) bool { return f.id == of.id })
 	if i >= 0 {
 		f = t.last[i]
 		copy(t.last[1:], t.last[:i])
@@ -42,10 +42,13 @@ func (t *taskCache) open(of *container, cg *engine.Cgroup) (f *taskFiles, err er
 		f.users++
 		return f, nil
 	}
-	f = &taskFiles{of: of, users: 1}
+	f = &taskFiles{id: of.id, users: 1, gone: of.forgotten}
 	if f.files, f.dirs, err = openTasks(cg); err != nil {
 		f.close()
 		return nil, err
+	}
+	if f.gone {
+		return f, nil
 	}
 	if len(t.last) == maxOpen {
 		t.drop(maxOpen - 1)
@@ -71,11 +74,12 @@ func (t *taskCache) drop(i int) {
 	}
 }
 
-// forget closes the files of a container that is deleted.
+// forget closes the files of a container that is deleted. A session that comes too late for that keeps none open.
 func (t *taskCache) forget(of *container) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if i := slices.IndexFunc(t.last, func(f *taskFiles) bool { return f.of == of }); i >= 0 {
+	of.forgotten = true
+	if i := slices.IndexFunc(t.last, func(f *taskFiles) bool { return f.id == of.id }); i >= 0 {
 		t.drop(i)
 	}
 }

@@ -155,7 +155,7 @@ static long enter(int from, int to, uint64_t unshare, int *at) {
 // settle is the beginning of a fork: its stdio, its cgroups, the namespaces that it joins, those that it makes when it is
 // in its cgroup. *at counts what has succeeded.
 static long settle(struct spawn *s, int *at) {
-	S0(SYS_setsid);
+	if (!(s->join & CLONE_NEWPID)) S0(SYS_setsid);	// else its fork makes one: to the kernel that is a group of tasks, too
 	long r = S3(SYS_dup3, fds[0], SOCK, O_CLOEXEC);
 	if (r < 0) S1(SYS_exit_group, 1);	// this end is not to answer
 	for (int i = 0; r >= 0 && i < 3; i++) r = S3(SYS_dup3, fds[1 + i], i, 0);

@@ -1,0 +1,90 @@
+package native
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
+)
+
+// A session that can't be made says at which step, and leaves no process.
+func TestAtOnceFails(t *testing.T) {
+	b := newBed(t)
+	ct := b.running(t, newSpec())
+	for name, tt := range map[string]struct {
+		change func(p *specs.Process)
+		want   string
+	}{
+		"limit": {func(p *specs.Process) {
+			p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NOFILE", Soft: 1 << 40, Hard: 1 << 40}}
+		}, "process.rlimits: RLIMIT_NOFILE 1099511627776:1099511627776: "},
+		"cwd":     {func(p *specs.Process) { p.Cwd = "/none" }, "process.cwd: "},
+		"program": {func(p *specs.Process) { p.Args = []string{"/none"} }, "execve /none: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newSpec("/bin/true").Process
+			tt.change(p)
+			_, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: p})
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %s", err, tt.want)
+			}
+		})
+	}
+	p := newSpec().Process
+	score := 500
+	p.OOMScoreAdj, p.Rlimits = &score, []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 78}}
+	if lines := execSh(t, ct, p, "cat /proc/self/oom_score_adj; ulimit -Sn; ulimit -Hn"); strings.Join(lines[:3], " ") != "500 77 78" {
+		t.Errorf("oom_score_adj and limits: %q", lines)
+	}
+}
+
+// TestRunRefuses sends opRun as this package never does.
+func TestRunRefuses(t *testing.T) {
+	b := newBed(t)
+	id, err := newIdentity(newSpec("/bin/true").Process, make([]byte, 8), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(flags, limits uint32, rest []byte) []byte {
+		p := binary.NativeEndian.AppendUint32(nil, flags)
+		p = binary.NativeEndian.AppendUint32(p, limits)
+		return append(append(p, make([]byte, 16)...), rest...)
+	}
+	whole := id.payload()
+	for name, tt := range map[string]struct {
+		payload []byte
+		errno   unix.Errno
+		step    int
+	}{
+		"nothing":           {nil, unix.EINVAL, stepOrder},
+		"half a head":       {run(0, 0, nil)[:20], unix.EINVAL, stepOrder},
+		"no identity":       {run(0, 0, nil), unix.EINVAL, stepOrder},
+		"half an identity":  {run(0, 0, whole[:100]), unix.EINVAL, stepOrder},
+		"limits missing":    {run(0, 64, whole[:100]), unix.EINVAL, stepOrder},
+		"too many limits":   {run(0, 1<<31, whole), unix.EINVAL, stepOrder},
+		"no such limit":     {run(0, 1, append([]byte{99, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}, whole...)), unix.EINVAL, stepLimit},
+		"score without dir": {run(runScore, 0, whole), unix.EBADF, stepScore},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := b.fork(launch{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.kill()
+			if err := s.settled(); err != nil {
+				t.Fatal(err)
+			}
+			if val, _, err := s.call(opRun, 0, tt.payload); !errors.Is(err, tt.errno) || val != tt.step {
+				t.Errorf("step %d, %v", val, err)
+			}
+			if st, err := s.child.Wait(testContext(t)); err != nil || st.Code() != 127 {
+				t.Errorf("%v %v", st, err)
+			}
+		})
+	}
+}
