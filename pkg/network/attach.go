@@ -31,7 +31,7 @@ const (
 
 // Attach implements Network. lo is brought up here, whatever the configuration says.
 func (n *CNI) Attach(ctx context.Context, p Pod) (*Result, error) {
-	if err := utils.ValidateContainerID(p.ID); err != nil {
+	if err := embedded.ValidateContainerID(p.ID); err != nil {
 		return nil, fmt.Errorf("attach: pod id %q: %w", p.ID, errdefs.ErrInvalidArgument)
 	}
 	list, err := n.list()
@@ -184,7 +184,7 @@ func hostInterface(r *current.Result) string {
 // Detach implements Network. It uses the configuration and the arguments of the time of Attach, as cached, for every
 // network the pod was attached to; without a cache, those of today.
 func (n *CNI) Detach(ctx context.Context, p Pod) error {
-	if err := utils.ValidateContainerID(p.ID); err != nil {
+	if err := embedded.ValidateContainerID(p.ID); err != nil {
 		return fmt.Errorf("detach: pod id %q: %w", p.ID, errdefs.ErrInvalidArgument)
 	}
 	if p.NetNS != "" && errdefs.IsNotFound(netns.Check(p.NetNS)) {

@@ -51,7 +51,7 @@ type veth struct {
 	netns           int  // fd of the pod end's namespace
 }
 
-// create makes the pair, and returns the host end: up and in its bridge, the pod end in its namespace and down. Hardware
+// create makes the pair, and returns the host end's index and its peer's: up and in its bridge, the pod end in its namespace and down. Hardware
 // addresses are given, so that nobody (udev) changes them later.
 //
 // A port needs no IPv6 of its own: frames are the bridge's before they could be the port's. With it each port would have an
@@ -59,38 +59,60 @@ type veth struct {
 // all network changes held. So before it is up it is told to make itself no address, and portRouteRequest takes the one
 // route that it still gets. (The sysctl disable_ipv6 does both, but who writes it spins until that lock is free.)
 //
-// The pair is made by a request of its own: those after it find the host end by its name, and with that taken they would change
-// somebody else's link.
+// The pair is made by a request of its own: those after it find the host end by its index, or before Linux 6.2 by its name, and with
+// that taken they would change somebody else's link.
 func (v veth) create(d *dialog) (host device, _ error) {
 	answers, err := d.do(v.request())
 	if err == nil {
 		err = answers[0].err
 	}
 	if err == nil {
-		answers, err = d.do(v.addressless(), v.up(), linkRequest(v.host, 0))
-	}
-	if err == nil {
-		err = answers[1].err // of the one before nothing depends: without IPv6 it is refused
+		host, err = v.start(d, answers[0])
 	}
 	if err != nil {
 		return host, fmt.Errorf("veth pair %s, %s: %w", v.host, v.pod, err)
 	}
-	return answers[2].device()
+	return host, nil
 }
 
-// set changes the host end by its name: RTM_NEWLINK, which may tell its flags as a port too, and makes nothing without NLM_F_CREATE.
-func (v veth) set(flags uint32) *nl.NetlinkRequest {
+// start brings the host end up. made is the answer to request, which before Linux 6.2 does not tell what was made.
+func (v veth) start(d *dialog, made answer) (host device, err error) {
+	if made.data != nil {
+		if host, err = made.device(); err != nil {
+			return host, err
+		}
+	}
+	reqs := []*nl.NetlinkRequest{v.addressless(host.index), v.up(host.index)}
+	if host.index == 0 {
+		reqs = append(reqs, linkRequest(v.host, 0))
+	}
+	reqs[len(reqs)-1].Flags |= unix.NLM_F_ACK
+	answers, err := d.do(reqs...)
+	if err == nil {
+		err = answers[1].err // of the one before nothing depends: without IPv6 it is refused
+	}
+	if err == nil && host.index == 0 {
+		host, err = answers[2].device()
+	}
+	return host, err
+}
+
+// set changes the host end by its index, by its name if that is 0: RTM_NEWLINK, which may tell its flags as a port too, and makes
+// nothing without NLM_F_CREATE.
+func (v veth) set(index int, flags uint32) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Flags, msg.Change = flags, flags
+	msg.Index, msg.Flags, msg.Change = int32(index), flags, flags
 	req.AddData(msg)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
+	if index == 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
+	}
 	return req
 }
 
 // up also sets the port's flags: IFLA_INFO_SLAVE_DATA, Linux 3.14; isolated, Linux 4.18.
-func (v veth) up() *nl.NetlinkRequest {
-	req := v.set(unix.IFF_UP)
+func (v veth) up(index int) *nl.NetlinkRequest {
+	req := v.set(index, unix.IFF_UP)
 	if v.hairpin || v.alone {
 		const hairpin, isolated = 4, 33 // IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED
 		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
@@ -109,7 +131,7 @@ func (v veth) up() *nl.NetlinkRequest {
 	return req
 }
 
-func (v veth) addressless() *nl.NetlinkRequest { return addressless(v.set(0)) }
+func (v veth) addressless(index int) *nl.NetlinkRequest { return addressless(v.set(index, 0)) }
 
 // addressless adds to a change of a link that addr_gen_mode is none: IFLA_INET6_ADDR_GEN_MODE, Linux 3.17. Without IPv6 it is refused.
 func addressless(req *nl.NetlinkRequest) *nl.NetlinkRequest {
@@ -132,7 +154,7 @@ func portRouteRequest(index int) *nl.NetlinkRequest {
 }
 
 func (v veth) request() *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK|unix.NLM_F_ECHO)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.host)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.hostMAC))

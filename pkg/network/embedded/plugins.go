@@ -115,11 +115,23 @@ func validate(plugin string, c Call) error {
 	default:
 		return fmt.Errorf("%s: CNI command %q: %w", plugin, c.Command, errdefs.ErrNotImplemented)
 	}
-	if err := utils.ValidateContainerID(c.ContainerID); err != nil {
+	if err := ValidateContainerID(c.ContainerID); err != nil {
 		return fmt.Errorf("%s: container id %q: %w", plugin, c.ContainerID, errdefs.ErrInvalidArgument)
 	}
 	if err := utils.ValidateInterfaceName(c.IfName); err != nil {
 		return fmt.Errorf("%s: interface name %q: %w", plugin, c.IfName, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// ValidateContainerID is utils.ValidateContainerID, which takes several µs for an id of 64 digits.
+func ValidateContainerID(id string) error {
+	other := func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'z') }
+	if id != "" && strings.IndexFunc(id, other) < 0 {
+		return nil
+	}
+	if err := utils.ValidateContainerID(id); err != nil { // of a type of its own: its nil is no nil error
+		return err
 	}
 	return nil
 }

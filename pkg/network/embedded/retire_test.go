@@ -171,10 +171,31 @@ func TestVethNameTaken(t *testing.T) {
 		t.Errorf("the other's link was\n%s, and is\n%s", before, after)
 	}
 	v.host = "veth00c0ffef"
-	l, err := v.create(d)
-	if err != nil || l.name != v.host || !l.up() {
-		t.Errorf("%+v, %v", l, err)
+	made, err := v.create(d)
+	if err != nil {
+		t.Fatal(err)
 	}
+	is := func(made device) {
+		t.Helper()
+		answers, err := d.do(linkRequest(v.host, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := answers[0].device()
+		if err != nil || !l.up() || l.index != made.index || l.parent != made.parent {
+			t.Errorf("%+v, %v; told was %+v", l, err, made)
+		}
+	}
+	is(made)
+	// Older kernels don't tell what they made.
+	v.host, v.pod = "veth00c0fff0", "eth1"
+	if answers, err := d.do(v.request()); err != nil || answers[0].err != nil {
+		t.Fatal(err, answers)
+	}
+	if made, err = v.start(d, answer{}); err != nil {
+		t.Fatal(err)
+	}
+	is(made)
 }
 
 // Two networks want one bridge, with addresses that exclude each other, at once, again and again: whoever is first has the
