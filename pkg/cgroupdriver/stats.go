@@ -11,8 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
 // unlimited: v1 shows no limit as the largest number of whole pages that fits.
@@ -42,10 +40,7 @@ func (d *cgroupfs) Stats(path string) (*Stats, error) {
 }
 
 // pressures reads the PSI files, which every cgroup2 directory has, also in a hybrid layout: processes are in it too.
-func pressures(cg *engine.Cgroup, s *Stats) error {
-	if cg.Unified == "" {
-		return nil
-	}
+func pressures(dir directory, s *Stats) error {
 	for _, p := range []struct {
 		file string
 		to   func(*PSI)
@@ -68,7 +63,7 @@ func pressures(cg *engine.Cgroup, s *Stats) error {
 	} {
 		var psi *PSI
 		var wrong error
-		err := withFile(cg.Unified, p.file, func(b []byte) { psi, wrong = parsePSI(b) })
+		err := dir.withFile(p.file, func(b []byte) { psi, wrong = parsePSI(b) })
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EOPNOTSUPP) { // no PSI, or psi=0 at boot
 			continue
 		}

@@ -43,7 +43,10 @@ func (d *cgroupfs) statsV1(cg *engine.Cgroup, s *Stats) error {
 			return err
 		}
 	}
-	return pressures(cg, s)
+	if cg.Unified == "" {
+		return nil
+	}
+	return pressures(at(cg.Unified), s)
 }
 
 // cpuacctV1: usage_user and usage_sys are in ns, from Linux 4.7 on.

@@ -4,8 +4,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-
-	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
 func statsV2(dir string, s *Stats) error {
@@ -19,7 +17,7 @@ func statsV2(dir string, s *Stats) error {
 			return err
 		}
 	}
-	return pressures(&engine.Cgroup{Unified: dir}, s)
+	return pressures(at(dir), s)
 }
 
 // cpuStatsV2: the usage is there without the controller too; times are µs.
@@ -61,18 +59,18 @@ func memoryStatsV2(dir string, s *Stats) error {
 	m.FailCount = m.EventsMax
 	m.workingSet(kv["inactive_file"])
 	s.Memory = m
-	s.Swap, err = swapV2(dir)
+	s.Swap, err = swapV2(at(dir))
 	return err
 }
 
 // swapV2 is nil where swap is not accounted for.
-func swapV2(dir string) (*SwapStats, error) {
-	usage, _, err := number(dir, "memory.swap.current")
+func swapV2(dir directory) (*SwapStats, error) {
+	usage, _, err := dir.number("memory.swap.current")
 	if ok, err := optional(err); !ok {
 		return nil, err
 	}
 	s := &SwapStats{Usage: usage}
-	limit, limited, err := number(dir, "memory.swap.max")
+	limit, limited, err := dir.number("memory.swap.max")
 	if err != nil {
 		return nil, err
 	}

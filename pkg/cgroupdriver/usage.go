@@ -10,8 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-9a14075a/cri-server/pkg/runtime/engine"
 )
 
 // Usage implements Driver. A list of a thousand containers is made of it, so it reads half as many files as Stats.
@@ -110,7 +108,13 @@ func (d *cgroupfs) usageV1(path string, s *Stats) error {
 	if d.unified == "" {
 		return nil
 	}
-	return pressures(&engine.Cgroup{Unified: d.unified + path}, s)
+	unified, err := openDirectory(d.unified + path)
+	if err != nil {
+		_, err = optional(err)
+		return err
+	}
+	defer unified.close()
+	return pressures(unified, s)
 }
 
 func cpuUsageV1(dir string, s *Stats) error {
@@ -121,21 +125,26 @@ func cpuUsageV1(dir string, s *Stats) error {
 	return err
 }
 
-func memoryUsageV1(dir string, s *Stats) error {
+func memoryUsageV1(path string, s *Stats) error {
+	dir, err := openDirectory(path)
+	if err != nil {
+		return err
+	}
+	defer dir.close()
 	m := &MemoryStats{}
 	var swap, within, bothWithin uint64
-	err := pick(dir, "memory.stat", counter{"hierarchical_memory_limit", &within}, counter{"hierarchical_memsw_limit", &bothWithin},
+	err = pick(dir, "memory.stat", counter{"hierarchical_memory_limit", &within}, counter{"hierarchical_memsw_limit", &bothWithin},
 		counter{"total_rss", &m.RSS}, counter{"total_inactive_file", &m.InactiveFile},
 		counter{"total_pgfault", &m.PageFaults}, counter{"total_pgmajfault", &m.MajorPageFaults}, counter{"total_swap", &swap})
 	if err != nil {
 		return err
 	}
-	if m.Usage, _, err = number(dir, "memory.usage_in_bytes"); err != nil {
+	if m.Usage, _, err = dir.number("memory.usage_in_bytes"); err != nil {
 		return err
 	}
 	// Where neither the cgroup nor one above it has a limit, there is no need to read its own.
 	if within < unlimited {
-		if m.Limit, _, err = number(dir, "memory.limit_in_bytes"); err != nil {
+		if m.Limit, _, err = dir.number("memory.limit_in_bytes"); err != nil {
 			return err
 		}
 		if m.Limit >= unlimited {
@@ -146,7 +155,7 @@ func memoryUsageV1(dir string, s *Stats) error {
 	s.Memory = m
 	both := bothWithin
 	if bothWithin < unlimited {
-		both, _, err = number(dir, "memory.memsw.limit_in_bytes")
+		both, _, err = dir.number("memory.memsw.limit_in_bytes")
 		if ok, err := optional(err); !ok {
 			return err
 		}
@@ -155,7 +164,12 @@ func memoryUsageV1(dir string, s *Stats) error {
 	return nil
 }
 
-func usageV2(dir string, s *Stats) error {
+func usageV2(path string, s *Stats) error {
+	dir, err := openDirectory(path)
+	if err != nil {
+		return err
+	}
+	defer dir.close()
 	c := &CPUStats{}
 	if err := pick(dir, "cpu.stat", counter{"usage_usec", &c.Usage}); err != nil {
 		return err
@@ -163,22 +177,22 @@ func usageV2(dir string, s *Stats) error {
 	c.Usage *= 1000
 	s.CPU = c
 	m := &MemoryStats{}
-	err := pick(dir, "memory.stat", counter{"anon", &m.RSS}, counter{"pgfault", &m.PageFaults},
+	err = pick(dir, "memory.stat", counter{"anon", &m.RSS}, counter{"pgfault", &m.PageFaults},
 		counter{"pgmajfault", &m.MajorPageFaults}, counter{"inactive_file", &m.InactiveFile})
 	ok, err := optional(err)
 	if err != nil {
 		return err
 	}
 	if !ok { // the controller is off, or the cgroup has gone meanwhile
-		if _, err := os.Stat(dir); err != nil {
+		if _, err := os.Stat(path); err != nil {
 			return err
 		}
-		return pressures(&engine.Cgroup{Unified: dir}, s)
+		return pressures(dir, s)
 	}
-	if m.Usage, _, err = number(dir, "memory.current"); err != nil {
+	if m.Usage, _, err = dir.number("memory.current"); err != nil {
 		return err
 	}
-	if m.Limit, _, err = number(dir, "memory.max"); err != nil {
+	if m.Limit, _, err = dir.number("memory.max"); err != nil {
 		return err
 	}
 	m.workingSet(m.InactiveFile)
@@ -186,7 +200,7 @@ func usageV2(dir string, s *Stats) error {
 	if s.Swap, err = swapV2(dir); err != nil {
 		return err
 	}
-	return pressures(&engine.Cgroup{Unified: dir}, s)
+	return pressures(dir, s)
 }
 
 // counter is a line of a file that is wanted.
@@ -197,8 +211,8 @@ type counter struct {
 
 // pick reads those lines of a file of "name number" lines that are wanted. The file is parsed where it lies: memory.stat
 // has some sixty lines.
-func pick(dir, file string, wanted ...counter) error {
-	return withFile(dir, file, func(text []byte) {
+func pick(dir directory, file string, wanted ...counter) error {
+	return dir.withFile(file, func(text []byte) {
 		left := len(wanted)
 		for len(text) > 0 && left > 0 {
 			line, rest, _ := bytes.Cut(text, []byte{'\n'})

@@ -114,11 +114,38 @@ func TestPick(t *testing.T) {
 	}
 	var rss, huge, total, shmem, last uint64
 	total = 7
-	err := pick(dir, "f", counter{"rss", &rss}, counter{"rss_huge", &huge}, counter{"total_rss", &total}, counter{"shmem", &shmem}, counter{"last", &last})
+	err := pick(at(dir), "f", counter{"rss", &rss}, counter{"rss_huge", &huge}, counter{"total_rss", &total}, counter{"shmem", &shmem}, counter{"last", &last})
 	if err != nil || rss != 1 || huge != 2 || total != 7 || shmem != 0 || last != 1<<64-1 {
 		t.Errorf("%d %d %d %d %d, %v", rss, huge, total, shmem, last, err)
 	}
-	if err := pick(dir, "none"); !os.IsNotExist(err) {
+	if err := pick(at(dir), "none"); !os.IsNotExist(err) {
 		t.Errorf("no file: %v", err)
 	}
+}
+
+// TestDirectory: an open one and one that is only named give the same.
+func TestDirectory(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/n", []byte("7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := openDirectory(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.close()
+	for name, d := range map[string]directory{"open": opened, "named": at(dir)} {
+		if n, ok, err := d.number("n"); n != 7 || !ok || err != nil {
+			t.Errorf("%s: %d %v %v", name, n, ok, err)
+		}
+		if _, _, err := d.number("none"); !os.IsNotExist(err) || !strings.Contains(err.Error(), dir+"/none") {
+			t.Errorf("%s: no file: %v", name, err)
+		}
+	}
+	for _, name := range []string{"none", "n"} {
+		if _, err := openDirectory(dir + "/" + name); err == nil || !strings.Contains(err.Error(), dir+"/"+name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	at(dir).close()
 }
