@@ -1,8 +1,11 @@
 package native
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -86,5 +89,46 @@ func TestRunRefuses(t *testing.T) {
 				t.Errorf("%v %v", st, err)
 			}
 		})
+	}
+}
+
+// A session that can't come to its end, here because the cgroup is frozen, is given up at its deadline and leaves nothing.
+func TestAtOnceGivenUp(t *testing.T) {
+	b := newBed(t)
+	cg := testCgroup(t, fmt.Sprintf("frozen-%d", os.Getpid()))
+	if cg.Unified == "" {
+		t.Skip("needs cgroup2")
+	}
+	config := b.config(t, newSpec("/bin/sleep", "600"))
+	config.Cgroup = cg
+	ct := b.create(t, config)
+	if err := ct.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	freeze := func(to string) {
+		t.Helper()
+		if err := os.WriteFile(cg.Unified+"/cgroup.freeze", []byte(to), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	freeze("1")
+	defer freeze("0")
+	ctx, cancel := context.WithTimeout(testContext(t), 3*glance)
+	defer cancel()
+	x := &engine.ExecConfig{Process: newSpec("/bin/true").Process, Cgroup: cg}
+	if _, err := ct.Exec(ctx, x); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("exec: %v", err)
+	}
+	procs, err := os.ReadFile(cg.Unified + "/cgroup.procs")
+	if err != nil || string(procs) != fmt.Sprintln(ct.Process().Pid()) {
+		t.Errorf("left: %q %v", procs, err)
+	}
+	freeze("0")
+	e, err := ct.Exec(testContext(t), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := e.Child().Wait(testContext(t)); err != nil || st.Code() != 0 {
+		t.Errorf("the next: %+v %v", st, err)
 	}
 }

@@ -13,6 +13,7 @@
 // Meanwhile the cgroup is made, which the stub joins when it is ready; then the stub takes on the container's identity, and
 // loads the seccomp filter if that allows what the stub has yet to do. Start tells it to become its program.
 // An exec session is a fork of the nursery too; it joins the namespaces of the container's first process through one pidfd.
+// It has all its orders before it is forked, and is waited for once, where nothing is to be done from outside in between.
 //
 // What is the same for all containers of a kind, and holds nothing of the host's, is made ahead of them: the file systems of
 // /dev with their nodes, and, where a process need not be born into its cgroup (on v1 hierarchies only), a stub in new
