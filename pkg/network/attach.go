@@ -187,13 +187,13 @@ func (n *CNI) Detach(ctx context.Context, p Pod) error {
 	if err := embedded.ValidateContainerID(p.ID); err != nil {
 		return fmt.Errorf("detach: pod id %q: %w", p.ID, errdefs.ErrInvalidArgument)
 	}
-	if p.NetNS != "" && errdefs.IsNotFound(netns.Check(p.NetNS)) {
-		p.NetNS = "" // CNI: the namespace is gone
-	}
 	if done, err := n.detachInProcess(ctx, p); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	} else if done {
 		return n.detached(p)
+	}
+	if p.NetNS != "" && errdefs.IsNotFound(netns.Check(p.NetNS)) {
+		p.NetNS = "" // CNI: the namespace is gone. The plugins in process see it themselves, if they need it at all.
 	}
 	cached, err := n.lib.GetCachedAttachments(p.ID)
 	if err != nil {

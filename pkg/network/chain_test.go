@@ -130,6 +130,10 @@ func TestDetachInProcess(t *testing.T) {
 	}{
 		"as it was":      {func(*testing.T, *node, Pod, string) {}, true},
 		"namespace gone": {func(t *testing.T, _ *node, p Pod, _ string) { _ = netns.Remove(p.NetNS) }, true},
+		"namespace's file left": {func(t *testing.T, n *node, p Pod, _ string) {
+			_ = netns.Remove(p.NetNS)
+			write(t, p.NetNS, "")
+		}, true},
 		"another configuration": {func(t *testing.T, n *node, _ Pod, _ string) {
 			n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1300"))
 		}, false},

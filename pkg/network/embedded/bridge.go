@@ -127,7 +127,7 @@ func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, std
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
 	}
-	defer ns.Close()
+	defer unix.Close(ns)
 	d, err := p.dialogs.get()
 	if err != nil {
 		return nil, fmt.Errorf("bridge: %w", err)
@@ -145,7 +145,7 @@ func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, std
 			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 	}
-	v, host, err := p.addVeth(d, c, conf, bridge, int(ns.Fd()))
+	v, host, err := p.addVeth(d, c, conf, bridge, ns)
 	if err != nil {
 		if known && notBridge(err) { // nothing was made
 			err = errors.Join(errOtherBridge, err)
@@ -174,11 +174,11 @@ func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, std
 		end()
 		end = op.Part("network: layer 3")
 		r.IPs, r.Routes, r.DNS = ip.IPs, ip.Routes, ip.DNS
-		if gateways, err = p.layer3(c, conf, int(ns.Fd()), host.parent, r); err != nil {
+		if gateways, err = p.layer3(c, conf, ns, host.parent, r); err != nil {
 			return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 		}
 	} else if !conf.DisableContainerInterface {
-		err := netns.DoFD(int(ns.Fd()), func() error { return configure(c.IfName, conf, nil) })
+		err := netns.DoFD(ns, func() error { return configure(c.IfName, conf, nil) })
 		if err != nil {
 			return nil, fmt.Errorf("bridge: %w", err)
 		}

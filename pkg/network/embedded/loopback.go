@@ -26,7 +26,7 @@ func loopback(c Call, base *conf) (*current.Result, error) {
 			}
 			return h.LinkSetDown(lo)
 		})
-		if errdefs.IsNotFound(err) {
+		if gone(c.NetNS, err) {
 			err = nil
 		}
 		return nil, wrap("loopback", err)

@@ -158,7 +158,7 @@ func (p *Plugins) retirePod(path, ifname string) error {
 		pod = l.Attrs()
 		return wrap(ifname, h.LinkSetGroup(l, deadGroup))
 	})
-	if errdefs.IsNotFound(err) {
+	if gone(path, err) {
 		return nil
 	}
 	if err != nil || pod == nil {
@@ -184,6 +184,11 @@ func (p *Plugins) retirePod(path, ifname string) error {
 	}
 	p.reaper.later()
 	return nil
+}
+
+// gone tells whether an error of inside is that there is no namespace, but perhaps the empty file of one that was cut short.
+func gone(path string, err error) bool {
+	return errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) && errdefs.IsNotFound(netns.Check(path))
 }
 
 // removeDead deletes a retired link of that name in the namespace ns; errdefs.ErrAlreadyExists for a link that is in use.

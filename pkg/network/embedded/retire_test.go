@@ -156,14 +156,14 @@ func TestVethNameTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer unix.Close(f)
 	d, err := dial()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.close()
 	before := ip(t, "-d", "link", "show", "veth00c0ffee")
-	v := veth{host: "veth00c0ffee", pod: "eth0", hostMAC: hardwareAddr(), podMAC: hardwareAddr(), netns: int(f.Fd())}
+	v := veth{host: "veth00c0ffee", pod: "eth0", hostMAC: hardwareAddr(), podMAC: hardwareAddr(), netns: f}
 	if _, err := v.create(d); !errors.Is(err, unix.EEXIST) {
 		t.Fatalf("made: %v", err)
 	}

@@ -3,7 +3,6 @@ package netns
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 
@@ -32,14 +31,8 @@ func DoFD(fd int, f func() error) error {
 	})
 }
 
-// Open opens the network namespace at path. The caller closes it. Errors as Check.
-func Open(path string) (*os.File, error) {
-	fd, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
+// Open opens the network namespace at path, and returns its descriptor. The caller closes it. Errors as Check.
+func Open(path string) (int, error) { return open(path) }
 
 // onThread runs f on a locked thread whose network namespace f may change, and puts the thread back. A thread that
 // can't be put back stays locked, so that the runtime ends it with the goroutine (runtime.LockOSThread).
