@@ -40,7 +40,7 @@ func (s *Server) create(ctx context.Context, req *CreateRequest) (State, error) 
 		return State{}, err
 	}
 	defer c.unlock()
-	s.trim.changed()
+	s.trim.Reset(trimAfter)
 	st, err := c.create(ctx, req)
 	if err != nil {
 		s.removeLater(c.dir)
