@@ -27,7 +27,10 @@ func TestHangingImages(t *testing.T) {
 	c := f.runContainer(id, pod, containerConfig("c", images.Busybox, "sleep", "1000"))
 	dir := filepath.Join(f.Dir, "root", "images", "ingest")
 	fs := newHangFS(t, dir)
+	reuse := filepath.Join(f.Dir, "root", "images", "reuse") // where a writable layer begins
+	layers := newHangFS(t, reuse)
 	fs.hang()
+	layers.hang()
 	pull := func(ctx context.Context) error {
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
@@ -87,8 +90,11 @@ func TestHangingImages(t *testing.T) {
 		t.Errorf("stop pod: %v", err)
 	}
 	fs.abort()
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-		t.Error(err)
+	layers.abort()
+	for _, dir := range []string{dir, reuse} {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
 	}
 	f.removePod(id)
 	f.eventually("the image is pulled", func() bool { return pull(f.ctx) == nil })

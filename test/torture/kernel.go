@@ -236,7 +236,7 @@ func longIDs(text string) (n int) {
 }
 
 // mostSpares is how many files of deleted records are kept for new ones (pkg/records), in each directory.
-const mostSpares = 16
+const mostSpares = 512
 
 func isSpare(name string) bool { return strings.HasPrefix(filepath.Base(name), ".tmp-spare-") }
 

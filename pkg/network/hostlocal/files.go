@@ -30,7 +30,7 @@ func (s *store) lease(path, text string) error {
 			_ = unix.Unlink(spare)
 			continue
 		}
-		err := faultpoint.Hit("hostlocal.lease.written")
+		err := faultpoint.Hit("hostlocal.lease.reused")
 		if err == nil {
 			err = unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 		}
