@@ -149,6 +149,7 @@ func TestV2Stats(t *testing.T) {
 	c := spawn(t, cg, "head -c 6291456 /dev/zero >"+filepath.Join(shm(t), "x")+"; i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; sleep 100 & sleep 100")
 	until(t, "two sleeps", func() bool { pids, err := d.Pids(path); return err == nil && len(pids) == 3 })
 	d.Settle(path, c.Process.Pid)
+	until(t, "the end of a period", func() bool { s, err := d.Stats(path); return err == nil && s.CPU.Periods > 0 })
 	s, err := d.Stats(path)
 	if err != nil {
 		t.Fatal(err)
