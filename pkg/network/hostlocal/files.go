@@ -30,7 +30,7 @@ func (s *store) lease(path, text string) error {
 			_ = unix.Unlink(spare)
 			continue
 		}
-		err := faultpoint.Hit("hostlocal.lease.reused")
+		err := written()
 		if err == nil {
 			err = unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 		}
@@ -45,6 +45,9 @@ func (s *store) lease(path, text string) error {
 	return writeNew(path, text)
 }
 
+// written is passed by a lease that has its content and not yet its name, be its file a spare or new.
+func written() error { return faultpoint.Hit("hostlocal.lease.written") }
+
 // writeNew is lease with a new file, which has no name at all while it is written (open(2), O_TMPFILE).
 func writeNew(path, text string) error {
 	fd, err := unix.Open(filepath.Dir(path), unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
@@ -58,7 +61,7 @@ func writeNew(path, text string) error {
 	f := os.NewFile(uintptr(fd), path)
 	_, err = f.WriteString(text)
 	if err == nil {
-		err = faultpoint.Hit("hostlocal.lease.written")
+		err = written()
 	}
 	if err == nil && !named {
 		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
