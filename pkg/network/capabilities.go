@@ -18,8 +18,7 @@ const ifName = "eth0"
 // those that its configuration asks for.
 func (n *CNI) runtimeConf(p Pod) (*libcni.RuntimeConf, error) {
 	rt := &libcni.RuntimeConf{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, CapabilityArgs: map[string]any{}}
-	rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name},
-		{"K8S_POD_INFRA_CONTAINER_ID", p.ID}, {"K8S_POD_UID", p.UID}}
+	rt.Args = cniArgs(p)
 	for _, kv := range rt.Args {
 		if strings.ContainsAny(kv[1], ";=\n\x00") {
 			return nil, fmt.Errorf("%s %q can't be handed to CNI: %w", kv[0], kv[1], errdefs.ErrInvalidArgument)
@@ -66,6 +65,12 @@ func (n *CNI) runtimeConf(p Pod) (*libcni.RuntimeConf, error) {
 		caps["ipRanges"] = ranges
 	}
 	return rt, nil
+}
+
+// cniArgs are a pod's CNI_ARGS.
+func cniArgs(p Pod) [][2]string {
+	return [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", p.ID}, {"K8S_POD_UID", p.UID}}
 }
 
 func portMapping(m PortMapping) (object, error) {

@@ -39,13 +39,14 @@ func (l *confList) chain(x *executor) *embedded.Chain {
 }
 
 // attachment is what DEL of a list whose plugins all run in process needs to know of its ADD. It is kept for as long as this process
-// has the pod, and is in the cached result for another.
+// has the pod, so nothing is in it that is as large as the pod's annotations, or is with the pod anyway; for another process it
+// is in the cached result.
 type attachment struct {
 	network      string
 	chain        *embedded.Chain
-	netns, args  string
-	capabilities map[string]any
-	result       *current.Result
+	netns        string
+	capabilities map[string]any // those that the chain asks for
+	result       embedded.Attached
 }
 
 // addInProcess is libcni's AddNetworkList for a list whose plugins all run in process: the same plugins in the same order, and
@@ -71,9 +72,11 @@ func (n *CNI) addInProcess(ctx context.Context, list *confList, rt *libcni.Runti
 	if err := n.cacheResult(list, rt, text); err != nil {
 		return nil, nil, fmt.Errorf("cached result: %w", err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.active[rt.ContainerID] = &attachment{list.Name, chain, rt.NetNS, args, rt.CapabilityArgs, r}
+	if kept, ok := embedded.Keep(r, rt.IfName); ok {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.active[rt.ContainerID] = &attachment{list.Name, chain, rt.NetNS, chain.Wanted(rt.CapabilityArgs), kept}
+	}
 	return r, raw, nil
 }
 
@@ -164,13 +167,13 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	n.mu.Lock()
 	a := n.active[p.ID]
 	n.mu.Unlock()
-	if a == nil {
-		a = n.recall(p.ID)
-	}
-	if a == nil {
+	var result *current.Result
+	if a != nil {
+		result = a.result.Result(a.netns, ifName)
+	} else if a, result = n.recall(p.ID); a == nil {
 		return false, nil
 	}
-	call := embedded.Call{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, Args: a.args}
+	call := embedded.Call{ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, Args: argsText(cniArgs(p))}
 	if call.NetNS == "" && netns.Check(a.netns) == nil {
 		call.NetNS = a.netns
 	}
@@ -181,7 +184,7 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.PluginTimeout)
 	defer cancel()
-	if err := n.plugins.Del(ctx, a.chain, call, a.capabilities, a.result); err != nil {
+	if err := n.plugins.Del(ctx, a.chain, call, a.capabilities, result); err != nil {
 		return true, fmt.Errorf("network %s: %w", a.network, err)
 	}
 	if err := n.spares.Remove(n.resultFile(a.network, p.ID, ifName)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -190,33 +193,33 @@ func (n *CNI) detachInProcess(ctx context.Context, p Pod) (done bool, _ error) {
 	return true, nil
 }
 
-// recall reads an attachment from its cached result; nil if it is not one of the configuration in force, by plugins in process.
-func (n *CNI) recall(id string) *attachment {
+// recall reads an attachment, and what ADD returned, from its cached result; nil if it is not one of the configuration in force, by plugins in process.
+func (n *CNI) recall(id string) (*attachment, *current.Result) {
 	list, err := n.list()
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	chain := list.chain(n.exec)
 	if chain == nil {
-		return nil
+		return nil, nil
 	}
 	b, err := os.ReadFile(n.resultFile(list.Name, id, ifName))
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	var a cachedResult
 	if json.Unmarshal(b, &a) != nil || a.Kind != libcni.CNICacheV1 || a.ContainerID != id || a.IfName != ifName || !bytes.Equal(a.Config, list.Bytes) {
-		return nil
+		return nil, nil
 	}
 	r, err := create.CreateFromBytes(a.Result)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	prev, err := current.NewResultFromResult(r)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	return &attachment{list.Name, chain, a.NetNS, argsText(a.CNIArgs), a.CapabilityArgs, prev}
+	return &attachment{network: list.Name, chain: chain, netns: a.NetNS, capabilities: a.CapabilityArgs}, prev
 }
 
 // argsText are CNI_ARGS as plugins get them.

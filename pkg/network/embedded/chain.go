@@ -88,6 +88,21 @@ func (ch *Chain) Fits(args string) bool {
 	return ch != nil && argument(args, "MAC") == "" && argument(args, "IP") == ""
 }
 
+// Wanted are those of capabilities that a plugin's configuration asks for; nil if there are none.
+func (ch *Chain) Wanted(capabilities map[string]any) (wanted map[string]any) {
+	for _, l := range ch.links {
+		for name, asks := range l.conf.Network.Capabilities {
+			if v, ok := capabilities[name]; ok && asks {
+				if wanted == nil {
+					wanted = map[string]any{}
+				}
+				wanted[name] = v
+			}
+		}
+	}
+	return wanted
+}
+
 // Add runs ADD of all plugins and returns the result of the last. capabilities are what each is told of as far as its
 // configuration asks for it. What was made before an error stays, as with libcni.
 func (p *Plugins) Add(ctx context.Context, ch *Chain, c Call, capabilities map[string]any) (r *current.Result, err error) {
