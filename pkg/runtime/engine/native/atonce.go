@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -39,14 +40,18 @@ func (s *session) atOnce(ctx context.Context, id *identity) error {
 		return err
 	}
 	err := s.tryAtOnce(ctx, id)
-	if errors.Is(err, errUnborn) { // the nursery was killed before it forked: once more, with another
+	if errors.Is(err, errUnborn) || errors.Is(err, errOutdated) { // once more, with another nursery, or files
 		err = s.tryAtOnce(ctx, id)
 	}
 	return err
 }
 
-// errUnborn is the death of the nursery before the fork.
-var errUnborn = fmt.Errorf("fork: %w", errStubDied)
+var (
+	// errUnborn is the death of the nursery before the fork.
+	errUnborn = fmt.Errorf("fork: %w", errStubDied)
+	// errOutdated: a v1 cgroup was removed since its file was opened, and perhaps made again.
+	errOutdated = fmt.Errorf("join the container's cgroup: %w", unix.ENODEV)
+)
 
 func (s *session) tryAtOnce(ctx context.Context, id *identity) error {
 	l, done, err := s.launch()
@@ -61,12 +66,18 @@ func (s *session) tryAtOnce(ctx context.Context, id *identity) error {
 	}
 	payload, files := s.orders(id)
 	sent := f.stub.order(opRun, 0, payload, files...)
+	if sent != nil { // it does not get the rest, and must not wait for it
+		_ = unix.Shutdown(f.stub.fd, unix.SHUT_WR)
+	}
 	f.close() // while the nursery is at work
 	done()
 	waited := f.stub.awaitClose(ctx)
 	if s.stub, err = f.take(); err != nil {
-		if errors.Is(err, errStubDied) {
+		switch {
+		case errors.Is(err, errStubDied):
 			return errUnborn
+		case errdefs.IsUnavailable(err): // nothing of the container's
+			return err
 		}
 		return &placeError{err}
 	}
@@ -75,6 +86,11 @@ func (s *session) tryAtOnce(ctx context.Context, id *identity) error {
 		return waited
 	}
 	if err := s.settled(); err != nil {
+		if l.of != nil && errors.Is(err, unix.ENODEV) {
+			s.c.engine.tasks.outdated(s.c.id)
+			s.stub.kill()
+			s.stub, err = nil, errOutdated
+		}
 		return &placeError{err}
 	}
 	if sent != nil {
@@ -89,7 +105,7 @@ func (s *session) launch() (l launch, done func(), err error) {
 	if err != nil {
 		return l, nil, err
 	}
-	l = launch{join: s.c.joins, cgroup: s.cgroup(), affinity: s.affinity().Initial}
+	l = launch{join: s.c.joins, cgroup: s.cgroup(), affinity: s.affinity().Initial, atOnce: s.simple()}
 	l.stdio[0], l.stdio[1], l.stdio[2] = s.config.Stdin, s.config.Stdout, s.config.Stderr
 	if l.join != 0 {
 		l.joins = []int{pidfd}
@@ -154,11 +170,20 @@ func (s *stub) awaitClose(ctx context.Context) error {
 	}
 }
 
-// take takes over what was forked.
+// take takes over what was forked. errStubDied: nothing was. A nursery that was killed between the fork and its word on it
+// leaves a stub that is not known, and may have become the program: that must not be done again, and is for who has the
+// session's cgroup.
 func (f *forking) take() (*stub, error) {
 	pid, err := f.stub.spawned()
 	if err != nil {
 		f.stub.conn.close()
+		born := len(f.stub.early) > 0
+		for _, a := range f.stub.early {
+			closeFD(a.fd)
+		}
+		if born && errors.Is(err, errStubDied) {
+			return nil, fmt.Errorf("fork: the process that forks was killed as it did: %w", errdefs.ErrUnavailable)
+		}
 		return nil, fmt.Errorf("fork: %w", err)
 	}
 	f.stub.child = f.forked(pid)

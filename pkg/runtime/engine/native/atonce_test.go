@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -89,6 +90,83 @@ func TestRunRefuses(t *testing.T) {
 				t.Errorf("%v %v", st, err)
 			}
 		})
+	}
+}
+
+// A stub whose orders can't be given does not wait for them.
+func TestAtOnceTooLarge(t *testing.T) {
+	b := newBed(t)
+	ct := b.running(t, newSpec())
+	p := newSpec("/bin/true").Process
+	for range 17 {
+		p.Env = append(p.Env, "A="+strings.Repeat("x", 1<<20))
+	}
+	if _, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: p}); !errors.Is(err, unix.E2BIG) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A nursery that was killed may have forked before: what then has its orders obeys, and must not get a double.
+func TestNurseryDiesForking(t *testing.T) {
+	b := newBed(t)
+	born := binary.NativeEndian.AppendUint32(nil, 0) // a stub's word that it is where it belongs
+	born = binary.NativeEndian.AppendUint32(born, 1)
+	for name, tt := range map[string]struct {
+		answers []byte
+		atOnce  bool
+		unborn  bool
+	}{
+		"before the fork": {nil, true, true},
+		"after the fork":  {born, true, false},
+		"step by step":    {nil, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, theirs, err := pair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := &nursery{stub: &stub{}}
+			s := &stub{conn: c, engine: b.Engine, pidfd: -1, launch: launch{atOnce: tt.atOnce}}
+			n.expect(s)
+			n.died(n.stub)
+			if _, err := unix.Write(theirs, tt.answers); (err == nil) != tt.atOnce {
+				t.Errorf("an answer after the nursery's death: %v", err)
+			}
+			unix.Close(theirs)
+			_, err = (&forking{engine: b.Engine, stub: s, forked: b.reaper.Expect()}).take()
+			if err == nil || errors.Is(err, errStubDied) != tt.unborn {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// A nursery that dies with the order to fork leaves it to the next.
+func TestNurseryDiesWithOrder(t *testing.T) {
+	b := newBed(t)
+	ct := b.running(t, newSpec())
+	old := b.nursery.stub
+	if err := unix.PidfdSendSignal(old.pidfd, unix.SIGSTOP, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error)
+	go func() {
+		e, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: newSpec("/bin/true").Process})
+		if err == nil {
+			_, err = e.Child().Wait(testContext(t))
+		}
+		told <- err
+	}()
+	for ordered := 0; ordered == 0; runtime.Gosched() {
+		b.nursery.telling.Lock()
+		ordered = len(b.nursery.ordered)
+		b.nursery.telling.Unlock()
+	}
+	if err := unix.PidfdSendSignal(old.pidfd, unix.SIGKILL, nil, 0); err != nil {
+		t.Error(err)
+	}
+	if err := <-told; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -43,12 +43,13 @@ func (n *nursery) told(s *stub) {
 	delete(n.ordered, s)
 }
 
-// died cuts off who waits for an answer of a nursery that has ended.
+// died cuts off who waits for an answer of a nursery that has ended. A stub with all its orders ends by itself, or has not begun;
+// cut off, it would still obey, and nobody could tell from its answers that it is there.
 func (n *nursery) died(nursery *stub) {
 	n.telling.Lock()
 	defer n.telling.Unlock()
 	for s, of := range n.ordered {
-		if of == nursery {
+		if of == nursery && !s.launch.atOnce {
 			_ = unix.Shutdown(s.fd, unix.SHUT_RDWR)
 		}
 	}

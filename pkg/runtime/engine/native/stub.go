@@ -47,6 +47,7 @@ type launch struct {
 	affinity       string      // the CPUs that it begins on; "": any
 	closing        []int       // to be closed when all is done
 	of             *container  // whose own the v1 directories of cgroup are, for the taskCache; nil: nobody's
+	atOnce         bool        // it gets all its orders at once
 }
 
 // forking is a stub that the nursery has the order to fork.

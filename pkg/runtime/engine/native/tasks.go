@@ -74,6 +74,15 @@ func (t *taskCache) drop(i int) {
 	}
 }
 
+// outdated closes the files of a container: the next session opens them anew.
+func (t *taskCache) outdated(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := slices.IndexFunc(t.last, func(f *taskFiles) bool { return f.id == id }); i >= 0 {
+		t.drop(i)
+	}
+}
+
 // forget closes the files of a container that is deleted. A session that comes too late for that keeps none open.
 func (t *taskCache) forget(of *container) {
 	t.mu.Lock()

@@ -116,3 +116,38 @@ func TestTasksStayOpen(t *testing.T) {
 		t.Error("its files are open after the container was deleted")
 	}
 }
+
+// A cgroup that somebody has made anew is found.
+func TestTasksOutdated(t *testing.T) {
+	b := newBed(t)
+	cg := testCgroup(t, fmt.Sprintf("remade-%d", os.Getpid()))
+	if cg.Unified == "" || len(cg.V1) == 0 {
+		t.Skip("needs v1 hierarchies and cgroup2 beside them")
+	}
+	config := b.config(t, newSpec("/bin/sleep", "600"))
+	config.Cgroup = cg
+	ct := b.create(t, config)
+	if err := ct.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	exec := func() error {
+		e, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: newSpec("/bin/true").Process, Cgroup: cg})
+		if err == nil {
+			_, err = e.Child().Wait(testContext(t))
+		}
+		return err
+	}
+	if err := exec(); err != nil {
+		t.Fatal(err)
+	}
+	dir, pid := cg.V1["pids"], fmt.Appendln(nil, ct.Process().Pid())
+	for _, err := range []error{os.WriteFile(filepath.Dir(dir)+"/cgroup.procs", pid, 0), os.Remove(dir), os.Mkdir(dir, 0o755),
+		os.WriteFile(dir+"/cgroup.procs", pid, 0)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := exec(); err != nil {
+		t.Error(err)
+	}
+}
