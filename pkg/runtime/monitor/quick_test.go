@@ -73,6 +73,22 @@ func TestAppendRequest(t *testing.T) {
 	}
 }
 
+// Parts that are written field by field have no others than those: a newer runtime-spec may bring some.
+func TestAppendParts(t *testing.T) {
+	for n := 1; n < 10; n++ {
+		r := request()
+		m := &r.Spec.Mounts[0]
+		quicktest.Fill(m, n)
+		m.UIDMappings, m.GIDMappings, r.Spec.Linux.RootfsPropagation = nil, nil, "" // left to encoding/json with all that they are in
+		quicktest.Fill(&r.Spec.Linux.Namespaces[0], n)
+		quicktest.Fill(r.Spec.Root, n)
+		quicktest.Fill(r.Spec.Process.Capabilities, n)
+		b, err := marshal(nil, r)
+		quicktest.Written(t, r, b, err)
+		bothWays[CreateRequest](t, b, true)
+	}
+}
+
 func BenchmarkWriteCreate(b *testing.B) {
 	r := request()
 	r.Spec.Mounts[0].UIDMappings, r.Spec.Linux.RootfsPropagation = nil, ""
