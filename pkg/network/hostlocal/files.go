@@ -73,19 +73,16 @@ func writeNew(path, text string) error {
 	return err
 }
 
+// renameLease is rename(2), but in tests.
+var renameLease = unix.Rename
+
 // release takes a lease away. Its file is a spare then, or gone.
 func (s *store) release(a netip.Addr) error {
 	path := filepath.Join(s.dir, a.String())
-	var err error
-	if len(s.spares) < smallfile.Enough {
-		spare := sparePrefix + strconv.FormatUint(rand.Uint64(), 36)
-		if err = unix.Rename(path, filepath.Join(s.dir, spare)); err == nil {
-			s.spares = append(s.spares, spare)
-		}
-	} else {
-		err = unix.Unlink(path)
-	}
-	if err != nil && err != unix.ENOENT {
+	spare := sparePrefix + strconv.FormatUint(rand.Uint64(), 36)
+	if len(s.spares) < smallfile.Enough && renameLease(path, filepath.Join(s.dir, spare)) == nil {
+		s.spares = append(s.spares, spare)
+	} else if err := unix.Unlink(path); err != nil && err != unix.ENOENT { // of the longer name a full disk may have no room
 		return fmt.Errorf("host-local: release: %w", err)
 	}
 	delete(s.leases, a)

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func spares(t *testing.T, c *Config) []string {
@@ -119,5 +121,17 @@ func TestSpareOfATakenAddress(t *testing.T) {
 	}
 	if st, err := os.Stat(foreign); err != nil || !st.IsDir() {
 		t.Errorf("%v %v", st, err)
+	}
+}
+
+// TestReleaseWithoutRoom: where there is no room for the name of a spare, as on a full disk, an address is released all the same.
+func TestReleaseWithoutRoom(t *testing.T) {
+	renameLease = func(string, string) error { return unix.ENOSPC }
+	t.Cleanup(func() { renameLease = unix.Rename })
+	c := config(t, t.TempDir(), `"subnet":"10.1.2.0/24"`, "")
+	add(t, c, "a")
+	del(t, c, "a")
+	if left, err := os.ReadDir(c.Dir); err != nil || len(left) != 2 { // lock, last_reserved_ip.0
+		t.Errorf("%v %v", left, err)
 	}
 }

@@ -109,11 +109,11 @@ func (s *store) load(force bool) error {
 	if err != nil {
 		return fmt.Errorf("host-local: %w", err)
 	}
-	s.leases = make(map[netip.Addr]string, len(entries))
-	s.last, s.spares = nil, nil
+	leases, spares := make(map[netip.Addr]string, len(entries)), []string(nil)
+	s.leases, s.last, s.spares = nil, nil, nil // a part of them would be taken for all
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), sparePrefix) {
-			s.spares = append(s.spares, e.Name())
+			spares = append(spares, e.Name())
 			continue
 		}
 		a, err := netip.ParseAddr(e.Name())
@@ -132,8 +132,9 @@ func (s *store) load(force bool) error {
 			}
 			continue
 		}
-		s.leases[a] = b
+		leases[a] = b
 	}
+	s.leases, s.spares = leases, spares
 	return nil
 }
 
