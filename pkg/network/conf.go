@@ -41,7 +41,7 @@ type confDir struct {
 
 	mu    sync.Mutex
 	stamp []mark // of the files as they were read
-	self  mark   // of the directory as it was listed; zero if what is put there just then might not show in its time
+	self  mark   // of the directory as it was listed; zero if a change of what is to be read might not show in it and in stamp
 	list  *confList
 	err   error
 }
@@ -54,8 +54,9 @@ type mark struct {
 	mtim, ctim unix.Timespec
 }
 
-// tick is more than the kernel's clock for times of files lacks behind (CONFIG_HZ is 100 at the least; Linux 6.13 is exact).
-const tick = 20 * time.Millisecond
+// tick is more than the times of files lack behind: on ext4 with small inodes they are whole seconds, on VFAT two of them, and the
+// kernel's clock for them is late by some ms, in a virtual machine by as long as the processor that keeps it is not run.
+const tick = 3 * time.Second
 
 // current returns the configuration in force; errdefs.ErrUnavailable says what is missing. It looks at the directory,
 // not only at what the watch told, for a watch may be lost.
@@ -138,7 +139,8 @@ func (d *confDir) files() (files []string, stamp []mark, _ error) {
 	for _, e := range entries {
 		path := filepath.Join(d.dir, e.Name())
 		m, mode, ok := markOf(path)
-		if !ok {
+		if !ok { // a link perhaps, and what it names comes without a change here
+			d.self = mark{}
 			continue
 		}
 		stamp = append(stamp, m)
@@ -150,6 +152,8 @@ func (d *confDir) files() (files []string, stamp []mark, _ error) {
 			for _, e := range inside {
 				if m, _, ok := markOf(filepath.Join(path, e.Name())); ok {
 					stamp = append(stamp, m)
+				} else {
+					d.self = mark{}
 				}
 			}
 		}

@@ -174,6 +174,58 @@ func TestUnchanged(t *testing.T) {
 	}
 }
 
+// TestUnchangedLinks: what a link names is not in the directory, and comes and goes without a change there.
+func TestUnchangedLinks(t *testing.T) {
+	d := confDir{dir: t.TempDir() + "/net.d", log: slog.New(slog.DiscardHandler)}
+	elsewhere := t.TempDir()
+	write(t, d.dir+"/b.conflist", `{"cniVersion":"1.0.0","name":"b","plugins":[{"type":"bridge"}]}`)
+	write(t, d.dir+"/b/1.conf", `{"type":"portmap"}`)
+	if err := os.Symlink(elsewhere+"/a", d.dir+"/a.conflist"); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	for _, dir := range []string{d.dir, d.dir + "/b"} { // they are not touched from now on
+		if err := os.Chtimes(dir, long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(want string) {
+		t.Helper()
+		for range 2 { // the second time it may be as it was
+			l, err := d.current()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(l.Name, " ", len(l.Plugins)); got != want {
+				t.Errorf("%s, not %s", got, want)
+			}
+		}
+	}
+	check("b 2")
+	write(t, elsewhere+"/a", `{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"bridge"}]}`)
+	check("a 1")
+	if !d.unchanged() {
+		t.Error("looked at again")
+	}
+	if err := os.Remove(elsewhere + "/a"); err != nil {
+		t.Fatal(err)
+	}
+	check("b 2")
+}
+
+// TestUnchangedWholeSeconds: a file that comes in the second of another, where times are whole seconds, is seen.
+func TestUnchangedWholeSeconds(t *testing.T) {
+	d := confDir{dir: t.TempDir() + "/net.d", log: slog.New(slog.DiscardHandler)}
+	write(t, d.dir+"/b.conflist", `{"cniVersion":"1.0.0","name":"b","plugins":[{"type":"bridge"}]}`)
+	before := time.Now().Add(-time.Second)
+	if err := os.Chtimes(d.dir, before, before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.current(); err != nil || d.unchanged() {
+		t.Errorf("%v, taken as it is: %v", err, d.unchanged())
+	}
+}
+
 func TestPluginDirectory(t *testing.T) {
 	n := newNode(t, ModeAuto)
 	n.fake(t)
