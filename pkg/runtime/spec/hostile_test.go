@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-9a14075a/cri-server/internal/testns"
 )
 
 // An image's /etc/passwd may be anything. It must neither be waited for, nor lead out of the image, nor make a user out
@@ -48,5 +50,50 @@ func TestHostileAccounts(t *testing.T) {
 			t.Errorf("%s: %+v %v", name, u, err)
 		}
 		root.Close()
+	}
+}
+
+// A volume that is unmounted, or removed, just as its path is resolved never becomes something else of the host.
+func TestSourceThatGoes(t *testing.T) {
+	testns.Root(t)
+	for name, x := range map[string]struct {
+		path string // in a volume
+		end  func(volume string) error
+	}{
+		"its root, unmounted":      {"", func(v string) error { return unix.Unmount(v, unix.MNT_DETACH) }},
+		"a directory, unmounted":   {"etc", func(v string) error { return unix.Unmount(v, unix.MNT_DETACH) }},
+		"a directory, removed":     {"etc", func(v string) error { return os.Remove(v + "/etc") }},
+		"removed, and another's":   {"etc", func(v string) error { return errors.Join(os.Remove(v+"/etc"), os.Mkdir(v+"/etc (deleted)", 0o755)) }},
+		"mounted over, underneath": {"etc", func(v string) error { return unix.Mount("tmpfs", v+"/etc", "tmpfs", 0, "") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			volume := t.TempDir()
+			if err := unix.Mount("tmpfs", volume, "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(volume+"/etc", 0); _ = unix.Unmount(volume, 0) })
+			if err := os.Mkdir(volume+"/etc", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			link := filepath.Join(t.TempDir(), "link")
+			if err := os.Symlink(volume, link); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(link, x.path)
+			fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if to, ok := pathOf(fd, path); !ok || to != filepath.Join(volume, x.path) {
+				t.Errorf("before: %q %v", to, ok)
+			}
+			if err := x.end(volume); err != nil {
+				t.Fatal(err)
+			}
+			if to, ok := pathOf(fd, path); ok {
+				t.Errorf("it is taken to be at %q", to)
+			}
+		})
 	}
 }

@@ -196,12 +196,28 @@ func resolve(path string) (string, error) {
 		return filepath.EvalSymlinks(path) // whose message is better
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlink("/proc/self/fd/"+strconv.Itoa(fd), buf)
-	if to := string(buf[:max(n, 0)]); err == nil && n < len(buf) && filepath.IsAbs(to) && !strings.HasSuffix(to, " (deleted)") {
+	if to, ok := pathOf(fd, path); ok {
 		return to, nil
 	}
 	return filepath.EvalSymlinks(path)
+}
+
+// pathOf is where the file is that was opened by a path. Not ok: nowhere that has a name, or not there any more. Of what is in a
+// mount that has been detached since (umount2(2), MNT_DETACH) the kernel tells its path from that mount's root, which is another
+// file's.
+func pathOf(fd int, path string) (string, bool) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlink("/proc/self/fd/"+strconv.Itoa(fd), buf)
+	if err != nil || n == len(buf) {
+		return "", false
+	}
+	to := string(buf[:n])
+	if to == path { // no link was on the way
+		return to, true
+	}
+	var file, there unix.Stat_t
+	return to, filepath.IsAbs(to) && unix.Fstat(fd, &file) == nil && unix.Lstat(to, &there) == nil &&
+		file.Dev == there.Dev && file.Ino == there.Ino
 }
 
 // imageSource finds image_sub_path inside the image: symlinks of the image are followed inside its root, a path that
