@@ -172,6 +172,21 @@ func TestBridgeOptions(t *testing.T) {
 }
 
 // TestBridgeChanges: what happens to the bridge between two pods, whose plugin remembers it, is seen, and leaves the pod nothing twice.
+// TestBridgeByOtherName: a configuration may name a bridge by an alternative name.
+func TestBridgeByOtherName(t *testing.T) {
+	n := newNode(t, ModeAuto)
+	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"bridge":"other0",`, "10.77.0.0/24"))
+	for _, line := range []string{"link add cni0 up type bridge", "link property add dev cni0 altname other0"} {
+		run(t, "ip", strings.Fields(line)...)
+	}
+	for range 2 { // the second time it is known
+		r := n.attach(t, newPod(t))
+		if s := run(t, "ip", "link", "show", r.HostInterface); !strings.Contains(s, "master cni0") {
+			t.Error(s)
+		}
+	}
+}
+
 func TestBridgeChanges(t *testing.T) {
 	n := newNode(t, ModeAuto)
 	n.conf(t, "10.conflist", "1.0.0", bridgeWith(`"isGateway":true,"hairpinMode":true,`, "10.77.0.0/24"))

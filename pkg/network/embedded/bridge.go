@@ -189,7 +189,7 @@ func (p *Plugins) bridgeAddTo(ctx context.Context, c Call, conf *bridgeConf, std
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", conf.Bridge, err)
 	}
-	r.Interfaces[0].Mac = br.mac.String()
+	r.Interfaces[0].Name, r.Interfaces[0].Mac = br.name, br.mac.String()
 	if dns := conf.DNS; dns.Nameservers != nil || dns.Search != nil || dns.Options != nil || dns.Domain != "" {
 		r.DNS = dns
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,7 +38,7 @@ func (p *Plugins) ensureBridge(d *dialog, conf *bridgeConf) (int, error) {
 
 // ready tells whether l is the configured bridge, and nothing about it is to be changed.
 func (conf *bridgeConf) ready(l device) bool {
-	return l.name == conf.Bridge && l.kind == "bridge" && l.up() && (!conf.PromiscMode || l.promisc != 0)
+	return (l.name == conf.Bridge || slices.Contains(l.also, conf.Bridge)) && l.kind == "bridge" && l.up() && (!conf.PromiscMode || l.promisc != 0)
 }
 
 func (p *Plugins) makeBridge(conf *bridgeConf) (l netlink.Link, err error) {

@@ -14,7 +14,8 @@ import (
 // for five answers of each pod.)
 type device struct {
 	name, kind            string
-	index, parent, master int // parent: IFLA_LINK, a veth's peer
+	also                  []string // alternative names (ip-link(8), altname), Linux 5.5
+	index, parent, master int      // parent: IFLA_LINK, a veth's peer
 	flags, group, promisc uint32
 	oper                  uint8 // IFLA_OPERSTATE
 	mac                   net.HardwareAddr
@@ -52,6 +53,13 @@ func (a answer) device() (l device, err error) {
 			if len(v) == 1 {
 				l.oper = v[0]
 			}
+		case unix.IFLA_PROP_LIST:
+			return attributes(v, func(kind uint16, v []byte) error {
+				if kind == unix.IFLA_ALT_IFNAME {
+					l.also = append(l.also, text(v))
+				}
+				return nil
+			})
 		case unix.IFLA_LINKINFO:
 			return attributes(v, func(kind uint16, v []byte) error {
 				if kind == nl.IFLA_INFO_KIND {

@@ -70,6 +70,8 @@ func (d *dialog) do(reqs ...*nl.NetlinkRequest) ([]answer, error) {
 		return nil, fmt.Errorf("netlink: send: %w", err)
 	}
 	answers := make([]answer, len(reqs))
+	// Before its acknowledgement, RTM_NEWLINK with NLM_F_ECHO tells of a link whose making may fail yet.
+	ack := reqs[len(reqs)-1].Flags&unix.NLM_F_ACK != 0
 	for done := false; !done; {
 		n, from, err := unix.Recvfrom(d.fd, d.buf[:], 0)
 		if errors.Is(err, unix.EINTR) {
@@ -81,15 +83,16 @@ func (d *dialog) do(reqs ...*nl.NetlinkRequest) ([]answer, error) {
 		if a, ok := from.(*unix.SockaddrNetlink); !ok || a.Pid != 0 {
 			continue // not from the kernel
 		}
-		if done, err = d.read(d.buf[:n], first, answers); err != nil {
+		if done, err = d.read(d.buf[:n], first, answers, ack); err != nil {
 			return nil, err
 		}
 	}
 	return answers, nil
 }
 
-// read puts a datagram's messages where they belong, and tells whether the last request was answered.
-func (d *dialog) read(b []byte, first uint32, answers []answer) (done bool, err error) {
+// read puts a datagram's messages where they belong, and tells whether the last request was answered, or refused; ack: nothing else
+// but an acknowledgement is its answer.
+func (d *dialog) read(b []byte, first uint32, answers []answer, ack bool) (done bool, err error) {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		size, kind := int(binary.NativeEndian.Uint32(b)), binary.NativeEndian.Uint16(b[4:])
 		i := int(binary.NativeEndian.Uint32(b[8:]) - first)
@@ -108,7 +111,7 @@ func (d *dialog) read(b []byte, first uint32, answers []answer) (done bool, err 
 					answers[i].err = unix.Errno(-errno)
 				}
 			}
-			done = done || i == len(answers)-1
+			done = done || i == len(answers)-1 && (kind == unix.NLMSG_ERROR || !ack)
 		}
 		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 	}

@@ -38,13 +38,18 @@ func TestDialogReads(t *testing.T) {
 		done bool
 		want [2]error
 		bad  bool
+		ack  bool
 	}{
-		"nothing":        {},
-		"half a header":  {b: ack[:10]},
-		"acknowledged":   {b: ack, done: true},
-		"one failed":     {b: slices.Concat(failed, ack), done: true, want: [2]error{unix.EEXIST, nil}},
-		"failed only":    {b: failed, want: [2]error{unix.EEXIST, nil}},
-		"an answer":      {b: message(unix.RTM_NEWLINK, first+1, 1, 2), done: true},
+		"nothing":       {},
+		"half a header": {b: ack[:10]},
+		"acknowledged":  {b: ack, done: true},
+		"one failed":    {b: slices.Concat(failed, ack), done: true, want: [2]error{unix.EEXIST, nil}},
+		"failed only":   {b: failed, want: [2]error{unix.EEXIST, nil}},
+		"an answer":     {b: message(unix.RTM_NEWLINK, first+1, 1, 2), done: true},
+		"an echo":       {b: message(unix.RTM_NEWLINK, first+1, 1, 2), ack: true},
+		"an echo, done": {b: slices.Concat(message(unix.RTM_NEWLINK, first+1, 1, 2), ack), ack: true, done: true},
+		"an echo, failed": {b: slices.Concat(message(unix.RTM_NEWLINK, first+1, 1, 2), message(unix.NLMSG_ERROR, first+1, -int32(unix.EBUSY))),
+			ack: true, done: true, want: [2]error{nil, unix.EBUSY}},
 		"of another":     {b: slices.Concat(message(unix.NLMSG_ERROR, first-1, -1), message(unix.NLMSG_ERROR, first+2, -1))},
 		"longer than it": {b: ack[:len(ack)-1], bad: true},
 		"no length":      {b: make([]byte, 16), bad: true},
@@ -52,7 +57,7 @@ func TestDialogReads(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			answers := make([]answer, 2)
-			done, err := (&dialog{}).read(tt.b, first, answers)
+			done, err := (&dialog{}).read(tt.b, first, answers, tt.ack)
 			if (err != nil) != tt.bad || done != tt.done {
 				t.Fatalf("%v, %v", done, err)
 			}

@@ -182,6 +182,7 @@ func (p *Plugins) retirePod(path, ifname string) error {
 	if err := h.LinkSetGroup(host, deadGroup); err != nil && !notFound(err) {
 		return fmt.Errorf("%s: %w", host.Attrs().Name, err)
 	}
+	p.shared.retired(host.Attrs().Name)
 	p.reaper.later()
 	return nil
 }

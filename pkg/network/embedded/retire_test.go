@@ -170,7 +170,11 @@ func TestVethNameTaken(t *testing.T) {
 	if after := ip(t, "-d", "link", "show", "veth00c0ffee"); after != before {
 		t.Errorf("the other's link was\n%s, and is\n%s", before, after)
 	}
-	v.host = "veth00c0ffef"
+	v.host, v.master = "veth00c0ffef", 1 // lo
+	if _, err := v.create(d); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Fatalf("a port of what is no bridge: %v", err)
+	}
+	v.master = 0
 	made, err := v.create(d)
 	if err != nil {
 		t.Fatal(err)

@@ -54,16 +54,28 @@ func onThread(f func() error) error {
 	return <-done
 }
 
+// own is the process's own network namespace, once it was needed.
+var own struct {
+	sync.Mutex
+	fd int // 0: not yet
+}
+
 // home is the process's own network namespace, which all its threads are in but those inside onThread: the runtime makes no
 // thread from one that is locked. It stays open.
-var home = sync.OnceValues(func() (int, error) {
+func home() (int, error) {
+	own.Lock()
+	defer own.Unlock()
+	if own.fd > 0 {
+		return own.fd, nil
+	}
 	// Not the caller's thread's: it may be in another.
 	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if err != nil { // of too many files, perhaps, and not the next time
 		return -1, fmt.Errorf("open own network namespace: %w", err)
 	}
+	own.fd = fd
 	return fd, nil
-})
+}
 
 // Prepare readies the calling thread's namespace: lo up, and no duplicate address detection on links to come, whose
 // addresses are ours to give.

@@ -264,3 +264,33 @@ func TestTakeSocket(t *testing.T) {
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
 }
+
+// TestHomeLater: that no file could be opened once is not for good.
+func TestHomeLater(t *testing.T) {
+	own.Lock()
+	former := own.fd
+	own.fd = 0
+	own.Unlock()
+	defer func() {
+		if former > 0 {
+			_ = unix.Close(former)
+		}
+	}()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := home()
+	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); rerr != nil {
+		t.Fatal(rerr)
+	}
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("without a descriptor: %v", err)
+	}
+	if fd, err := home(); err != nil || fd <= 0 {
+		t.Errorf("then: %d %v", fd, err)
+	}
+}
