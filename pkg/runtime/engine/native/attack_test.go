@@ -17,12 +17,15 @@ import (
 )
 
 // peek is a program that looks through /proc, again and again, for a process under whose root or directory the host's
-// file $1 is.
+// file $1 is, or that has the host's /proc open.
 const peek = `echo ready
 while :; do
 	for p in /proc/[1-9]*; do
 		[ -e $p/root$1 ] && echo "$p: $(cat $p/root$1)"
 		[ -e $p/cwd$1 ] && echo "$p cwd: $(cat $p/cwd$1)"
+		for f in $p/fd/[3-9]*; do
+			[ -e $f/self/root ] && [ -e $f/kallsyms ] && echo "$f: host"
+		done
 	done
 done`
 
@@ -64,8 +67,10 @@ func TestSessionHidesHost(t *testing.T) {
 	b := newBed(t)
 	path := canary(t)
 	ct, out := b.spy(t, path)
+	session, score := newSpec("/bin/true").Process, 100
+	session.OOMScoreAdj = &score // is written in /proc
 	for range 300 {
-		p, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: newSpec("/bin/true").Process})
+		p, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: session})
 		if err != nil {
 			t.Fatal(err)
 		}
