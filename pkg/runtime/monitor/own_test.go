@@ -42,22 +42,28 @@ func TestOwn(t *testing.T) {
 	req := n.request("c", "sleep 1000")
 	req.Seccomp = filter
 	n.run(req)
+	oci := n.request("oci", "sleep 1000")
+	oci.Seccomp, oci.OCI = filter, &OCIRuntime{}
+	n.run(oci)
 	caps := &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN"}}
 	for i, tt := range []struct {
 		own, forgotten, oci bool
 		wantCaps            bool // all was sent
 	}{{own: true}, {wantCaps: true}, {own: true, forgotten: true, wantCaps: true}, {own: true}, {own: true, oci: true, wantCaps: true}} {
-		ct, err := n.s.find("c")
+		id := "c"
+		if tt.oci {
+			id = "oci"
+		}
+		ct, err := n.s.find(id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if tt.forgotten {
+			ct.execs.mu.Lock()
 			ct.execs.own = own{}
+			ct.execs.mu.Unlock()
 		}
-		if ct.oci = nil; tt.oci {
-			ct.oci = &OCIRuntime{}
-		}
-		x, err := n.Exec(t.Context(), &ExecRequest{ID: "c", Seccomp: filter, Own: tt.own, Brief: true,
+		x, err := n.Exec(t.Context(), &ExecRequest{ID: id, Seccomp: filter, Own: tt.own, Brief: true,
 			Process: &specs.Process{Args: []string{"true"}, Env: []string{"A=\xff"}, Capabilities: caps}})
 		if err != nil {
 			t.Fatal(err)
@@ -66,7 +72,6 @@ func TestOwn(t *testing.T) {
 			t.Errorf("%d: code %d, %v", i, code, err)
 		}
 		_ = x.Close()
-		ct.oci = nil
 		got := seen[len(seen)-1]
 		if len(seen) != i+1 || string(got.Seccomp) != string(filter) || (got.Process.Capabilities != nil) != tt.wantCaps || got.Process.Env[0] != "A=\xff" {
 			t.Errorf("%d: %d sessions, %+v of %+v", i, len(seen), got, got.Process)

@@ -145,8 +145,12 @@ func TestNurseryDiesForking(t *testing.T) {
 func TestNurseryDiesWithOrder(t *testing.T) {
 	b := newBed(t)
 	ct := b.running(t, newSpec())
-	old := b.nursery.stub
-	if err := unix.PidfdSendSignal(old.pidfd, unix.SIGSTOP, nil, 0); err != nil {
+	pidfd, err := unix.PidfdOpen(b.nursery.stub.child.Pid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGSTOP, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	told := make(chan error)
@@ -162,7 +166,7 @@ func TestNurseryDiesWithOrder(t *testing.T) {
 		ordered = len(b.nursery.ordered)
 		b.nursery.telling.Unlock()
 	}
-	if err := unix.PidfdSendSignal(old.pidfd, unix.SIGKILL, nil, 0); err != nil {
+	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil {
 		t.Error(err)
 	}
 	if err := <-told; err != nil {
