@@ -91,6 +91,9 @@ func (d *confDir) rescan() {
 			d.list = l
 			break
 		}
+		if slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EIO}, func(e error) bool { return errors.Is(err, e) }) {
+			d.stamp = nil // it is not the file: try again
+		}
 		skipped = append(skipped, fmt.Sprintf("%s: %v", f, err))
 		d.log.Warn("CNI configuration is passed over", "file", f, "err", err)
 	}

@@ -226,6 +226,22 @@ func TestUnchangedWholeSeconds(t *testing.T) {
 	}
 }
 
+// TestConfNotReadOnce: a file that can't be read just now is tried again, and one that is wrong is not.
+func TestConfNotReadOnce(t *testing.T) {
+	for name, again := range map[string]bool{"/proc/self/mem": true, "/dev/null": false} { // reading from the former is EIO
+		d := confDir{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+		if err := os.Symlink(name, d.dir+"/a.conflist"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(d.dir+"/b.conflist", []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.current(); !errdefs.IsUnavailable(err) || len(d.stamp) == 0 != again {
+			t.Errorf("%s: %v, %v", name, err, d.stamp)
+		}
+	}
+}
+
 func TestPluginDirectory(t *testing.T) {
 	n := newNode(t, ModeAuto)
 	n.fake(t)
