@@ -34,7 +34,9 @@ func (d *systemd) BeginIdle(ctx context.Context, p string, res *specs.LinuxResou
 //     memory nodes, so that nothing can join it (cpuset(7)).
 func (d *cgroupfs) share(cg *engine.Cgroup, path string, res *specs.LinuxResources) *specs.LinuxResources {
 	above := filepath.Dir(path)
-	if above == "/" {
+	// A cri-monitor from before Cgroup.Shared, which went on as it was when cri-server was replaced, kills by the unified hierarchy or
+	// by the freezer's, and where there is neither by any one that it was told of.
+	if above == "/" || d.unified == "" && d.hierarchy["freezer"] == "" {
 		return res
 	}
 	own := map[string]bool{}

@@ -2,6 +2,7 @@ package cgroupdriver
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -240,5 +241,28 @@ func TestBeginIdleAsBegin(t *testing.T) {
 	top := d.dirs("/x")
 	if left := d.share(top, "/x", nil); left != nil || len(top.Shared) > 0 {
 		t.Errorf("below the root: %v", top.Shared)
+	}
+}
+
+// What an older cri-monitor is told to be pause's it kills in, where it has neither the unified hierarchy nor a freezer.
+func TestBeginIdleWithoutFreezer(t *testing.T) {
+	d := v1(t, "memory", "freezer")
+	pod := d.podCgroup(t)
+	for name, tt := range map[string]struct{ unified, freezer, shares bool }{
+		"both": {true, true, true}, "the unified one": {true, false, true}, "a freezer": {false, true, true}, "none": {},
+	} {
+		all := *d.cgroupfs.layout
+		without := &cgroupfs{layout: &all, owner: d.owner, hierarchy: maps.Clone(d.hierarchy)}
+		if all.unified = "/unified"; !tt.unified {
+			all.unified = ""
+		}
+		if !tt.freezer {
+			delete(without.hierarchy, "freezer")
+		}
+		cg := without.dirs(pod + "/pause")
+		without.share(cg, pod+"/pause", pauseLimits())
+		if got := slices.Contains(cg.Shared, d.hierarchy["memory"]); got != tt.shares {
+			t.Errorf("%s: shared are %v", name, cg.Shared)
+		}
 	}
 }
