@@ -77,7 +77,8 @@ func (c *container) Exec(ctx context.Context, config *engine.ExecConfig) (engine
 	// The end of a pid namespace kills everybody else in it before its first process has ended, which has left its cgroup
 	// even before that.
 	grace := time.Duration(0)
-	if placing := (*placeError)(nil); errors.Is(err, errStubDied) || errors.As(err, &placing) {
+	// At a limit of processes (EAGAIN) it fails as long as the container likes.
+	if placing := (*placeError)(nil); errors.Is(err, errStubDied) || errors.As(err, &placing) && !errors.Is(err, unix.EAGAIN) {
 		grace = 5 * time.Second // it waits for all others to be reaped
 	}
 	if err != nil && ctx.Err() == nil && c.init.dead(grace) { // whatever has failed because of that, its kind tells nothing

@@ -151,3 +151,29 @@ func TestTasksOutdated(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A container that has as many processes as it may have gets none more, and the reason is told.
+func TestTasksLimit(t *testing.T) {
+	b := newBed(t)
+	cg := testCgroup(t, fmt.Sprintf("limit-%d", os.Getpid()))
+	if cg.V1["pids"] == "" {
+		t.Skip("needs the v1 hierarchy of pids")
+	}
+	config := b.config(t, newSpec("/bin/sleep", "600"))
+	config.Cgroup = cg
+	ct := b.create(t, config)
+	if err := ct.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(cg.V1["pids"]+"/pids.max", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: newSpec("/bin/true").Process, Cgroup: cg})
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("%v", err)
+	}
+	procs, err := os.ReadFile(cg.V1["pids"] + "/cgroup.procs")
+	if err != nil || string(procs) != fmt.Sprintln(ct.Process().Pid()) {
+		t.Errorf("left: %q %v", procs, err)
+	}
+}
