@@ -23,13 +23,17 @@ const (
 	runScore
 )
 
+// maxLimits is how many resource limits the stub takes with opRun.
+const maxLimits = 64
+
 // glance is how often a session that is being made looks whether its caller has given up.
 const glance = 20 * time.Millisecond
 
 // simple tells whether a session can be made at once: nothing is to be done from outside between its stub's steps.
 func (s *session) simple() bool {
 	p := s.config.Process
-	return s.c.joins&unix.CLONE_NEWUSER == 0 && !p.Terminal && p.Scheduler == nil && p.IOPriority == nil && p.ExecCPUAffinity == nil
+	return s.c.joins&unix.CLONE_NEWUSER == 0 && !p.Terminal && len(p.Rlimits) <= maxLimits &&
+		p.Scheduler == nil && p.IOPriority == nil && p.ExecCPUAffinity == nil
 }
 
 // atOnce gives the stub all its orders when that is not even forked, and waits once: until the socket is closed, which is

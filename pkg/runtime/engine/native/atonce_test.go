@@ -39,6 +39,13 @@ func TestAtOnceFails(t *testing.T) {
 			}
 		})
 	}
+	many := newSpec("/bin/true").Process
+	for range maxLimits + 1 {
+		many.Rlimits = append(many.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_CORE"})
+	}
+	if _, err := ct.Exec(testContext(t), &engine.ExecConfig{Process: many}); err != nil {
+		t.Errorf("%d limits: %v", len(many.Rlimits), err)
+	}
 	p := newSpec().Process
 	score := 500
 	p.OOMScoreAdj, p.Rlimits = &score, []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 78}}
