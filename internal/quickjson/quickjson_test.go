@@ -62,6 +62,9 @@ func (v *all) read(b []byte) bool {
 		case "l":
 			v.L = r.Strings()
 		case "m":
+			if v.M != nil { // a second one: see the package's comment
+				r.Refuse()
+			}
 			v.M = r.Map()
 		case "b":
 			v.B = r.Bytes()
@@ -108,6 +111,7 @@ var bodies = map[string]bool{ // whether it is understood
 	`{"m":null}`:                         true,
 	`{"m":{"a\u0062":"c"}}`:              false,
 	`{"m":{"a":1}}`:                      false,
+	`{"m":{"a":"1"},"m":{"b":"2"}}`:      false,
 	`{"b":"AQID"}`:                       true,
 	`{"b":""}`:                           true,
 	`{"b":null}`:                         true,
