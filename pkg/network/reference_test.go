@@ -101,7 +101,8 @@ func lookAround(t *testing.T, n *node) map[string]any {
 	leases, _ := filepath.Glob(n.cfg.StateDir + "/ref/*")
 	for _, f := range leases {
 		content, _ := os.ReadFile(f)
-		see["lease "+filepath.Base(f)] = strings.NewReplacer(a.ID, "A", b.ID, "B").Replace(string(content))
+		text := strings.TrimRight(string(content), " \t\n") // which the plugins trim
+		see["lease "+filepath.Base(f)] = strings.NewReplacer(a.ID, "A", b.ID, "B").Replace(text)
 	}
 	// With the reference plugins the bridge's link-local address is tentative for a while, and IPv6 doesn't work.
 	for deadline := time.Now().Add(5 * time.Second); run(t, "ip", "-6", "addr", "show", "dev", "ref0", "tentative") != "" && time.Now().Before(deadline); {

@@ -45,6 +45,26 @@ func (s *store) lease(path, text string) error {
 	return writeNew(path, text)
 }
 
+// mark is how a lease of an address ends: with that in spaces and tabs, which all who read a lease trim.
+func mark(a netip.Addr) string {
+	b := []byte{'\n'}
+	for _, x := range a.AsSlice() {
+		for bit := range 8 {
+			b = append(b, " \t"[x>>bit&1])
+		}
+	}
+	return string(b)
+}
+
+// stale tells of the text of an address's lease that it is another's. A lease takes its name with the file system's next commit,
+// and what is written into a used file comes to disk up to half a minute later: if the machine loses power meanwhile, it has its
+// file's former text, whose owner is gone, so that nobody would ever release it.
+func stale(text string, a netip.Addr) bool {
+	i := strings.LastIndexByte(text, '\n')
+	marked := i >= 0 && len(text)-i > 32 && strings.Trim(text[i:], "\n \t") == ""
+	return marked && text[i:] != mark(a) || strings.IndexByte(text, 0) >= 0 // written, and longer than what is on disk
+}
+
 // written is passed by a lease that has its content and not yet its name, be its file a spare or new.
 func written() error { return faultpoint.Hit("hostlocal.lease.written") }
 

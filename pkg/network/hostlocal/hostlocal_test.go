@@ -46,7 +46,7 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("%s, not %s", got, want)
 		}
 	}
-	for name, want := range map[string]string{"10.1.2.2": "pod0\r\neth0", "last_reserved_ip.0": "10.1.2.4", "last_reserved_ip.1": "fd00::12"} {
+	for name, want := range map[string]string{"10.1.2.2": "pod0\r\neth0" + mark(netip.MustParseAddr("10.1.2.2")), "last_reserved_ip.0": "10.1.2.4", "last_reserved_ip.1": "fd00::12"} {
 		if b, err := os.ReadFile(filepath.Join(dir, "n", name)); err != nil || string(b) != want {
 			t.Errorf("%s: %q %v", name, b, err)
 		}

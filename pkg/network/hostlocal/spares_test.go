@@ -2,8 +2,10 @@ package hostlocal
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +60,7 @@ func TestSpares(t *testing.T) {
 			if err != nil || !os.SameFile(before, after) {
 				t.Errorf("another file (%v)", err)
 			}
-			if b, err := os.ReadFile(lease); err != nil || string(b) != "b\r\neth0" {
+			if b, err := os.ReadFile(lease); err != nil || strings.TrimSpace(string(b)) != "b\r\neth0" {
 				t.Errorf("%q %v", b, err)
 			}
 			if got := spares(t, c); len(got) != 0 {
@@ -97,11 +99,47 @@ func TestSparesOfNoUse(t *testing.T) {
 				t.Fatal(err)
 			}
 			add(t, c, "b")
-			if b, err := os.ReadFile(filepath.Join(c.Dir, "10.1.2.3")); err != nil || string(b) != "b\r\neth0" {
+			if b, err := os.ReadFile(filepath.Join(c.Dir, "10.1.2.3")); err != nil || strings.TrimSpace(string(b)) != "b\r\neth0" {
 				t.Errorf("%q %v", b, err)
 			}
-			if b, err := os.ReadFile(outside); err == nil && string(b) != "a\r\neth0" {
+			if b, err := os.ReadFile(outside); err == nil && strings.TrimSpace(string(b)) != "a\r\neth0" {
 				t.Errorf("written through the link: %q", b)
+			}
+		})
+	}
+}
+
+// TestStaleLeases: a used file that has a lease's name, and after a power cut not its text, is no lease. Others' leases are.
+func TestStaleLeases(t *testing.T) {
+	for name, tt := range map[string]struct {
+		name, text string
+		lease      bool
+	}{
+		"ours":                 {"10.1.2.200", "a\r\neth0" + mark(netip.MustParseAddr("10.1.2.200")), true},
+		"the reference's":      {"10.1.2.200", "a\r\neth0", true},
+		"an old one's":         {"10.1.2.200", "a", true},
+		"edited":               {"10.1.2.200", "a\r\neth0 \n", true},
+		"IPv6":                 {"fd00::5", "a\r\neth0" + mark(netip.MustParseAddr("fd00::5")), true},
+		"another address":      {"10.1.2.200", "a\r\neth0" + mark(netip.MustParseAddr("10.1.2.201")), false},
+		"another, cut short":   {"10.1.2.200", ("a\r\neth0" + mark(netip.MustParseAddr("fd00::5")))[:60], false},
+		"another IPv6 address": {"fd00::5", "a\r\neth0" + mark(netip.MustParseAddr("fd00::6")), false},
+		"of the other family":  {"fd00::5", "a\r\neth0" + mark(netip.MustParseAddr("10.1.2.200")), false},
+		"longer":               {"10.1.2.200", "a\r\neth0" + strings.Repeat("\x00", 33), false},
+		"empty":                {"10.1.2.200", "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := config(t, t.TempDir(), `"subnet":"10.1.2.0/24"`, "")
+			add(t, c, "b")
+			path := filepath.Join(c.Dir, tt.name)
+			if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			list, err := All(context.Background(), c.Dir)
+			if _, serr := os.Stat(path); err != nil || (len(list) == 2) != tt.lease || (serr == nil) != tt.lease {
+				t.Errorf("%v %v, %v", list, err, serr)
+			}
+			if ok, err := Leases(context.Background(), c, "a", "eth0"); err != nil || (len(ok) == 1) != tt.lease {
+				t.Errorf("%v %v", ok, err)
 			}
 		})
 	}

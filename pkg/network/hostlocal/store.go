@@ -120,13 +120,14 @@ func (s *store) load(force bool) error {
 		if err != nil || !e.Type().IsRegular() {
 			continue
 		}
-		b, err := readLease(filepath.Join(s.dir, e.Name()))
+		text, err := readLease(filepath.Join(s.dir, e.Name()))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("host-local: lease: %w", err)
 		}
-		if b == "" && err == nil {
-			// Its writer was killed half way: nobody else is at it, since we have the lock. It is of no one, and would
-			// be for good.
+		b := strings.TrimSpace(text)
+		if (b == "" || stale(text, a)) && err == nil {
+			// Its writer was killed half way, or the machine lost power before it was on disk: nobody else is at it, since we
+			// have the lock. It is of no one, and would be for good.
 			if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("host-local: lease without an owner: %w", err)
 			}
@@ -149,7 +150,7 @@ func readLease(path string) (string, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
-	return strings.TrimSpace(string(b[:n])), nil
+	return string(b[:n]), nil
 }
 
 // stamp marks the directory as the one that the index is of.
@@ -179,7 +180,7 @@ func (s *store) reserve(a netip.Addr, id, ifname, set string) (bool, error) {
 		return false, nil
 	}
 	path := filepath.Join(s.dir, a.String())
-	err := s.lease(path, content(id, ifname))
+	err := s.lease(path, content(id, ifname)+mark(a))
 	if errors.Is(err, os.ErrExist) {
 		s.leases[a] = ""
 		return false, nil
