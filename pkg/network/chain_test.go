@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -168,7 +169,11 @@ func TestDetachInProcess(t *testing.T) {
 				n.conf(t, "10.conflist", "1.0.0", strings.ReplaceAll(plugins, "MTU", "1400"))
 				p := newPod(t)
 				p.PortMappings = []PortMapping{{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}}
+				p.Annotations = map[string]string{"large": strings.Repeat("x", 1<<16)}
 				n.attach(t, p)
+				if kept := n.active[p.ID].capabilities; len(kept) != 1 || kept["portMappings"] == nil {
+					t.Errorf("kept are %v", slices.Collect(maps.Keys(kept)))
+				}
 				files, err := filepath.Glob(n.cfg.CacheDir + "/results/*" + p.ID + "*")
 				if err != nil || len(files) != 1 {
 					t.Fatalf("%v, %v", files, err)
