@@ -17,14 +17,14 @@ import (
 )
 
 // peek is a program that looks through /proc, again and again, for a process under whose root or directory the host's
-// file $1 is, or that has the host's /proc open.
+// file $1 is, or that has a /proc of the host's open, with the device number $2. A container's own is another one.
 const peek = `echo ready
 while :; do
 	for p in /proc/[1-9]*; do
 		[ -e $p/root$1 ] && echo "$p: $(cat $p/root$1)"
 		[ -e $p/cwd$1 ] && echo "$p cwd: $(cat $p/cwd$1)"
 		for f in $p/fd/[3-9]*; do
-			[ -e $f/self/root ] && [ -e $f/kallsyms ] && echo "$f: host"
+			[ -e $f/self/root ] && [ "$(stat -L -c %d $f)" = $2 ] && echo "$f: host"
 		done
 	done
 done`
@@ -41,7 +41,11 @@ func canary(t *testing.T) string {
 // spy starts a container that runs peek with the right to trace.
 func (b *bed) spy(t *testing.T, path string) (engine.Container, *os.File) {
 	t.Helper()
-	spec := newSpec("/bin/sh", "-c", peek, "peek", path)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(b.proc.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	spec := newSpec("/bin/sh", "-c", peek, "peek", path, strconv.FormatUint(st.Dev, 10))
 	caps := append([]string{"CAP_SYS_PTRACE"}, defaultCaps...)
 	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps}
 	r, w, err := os.Pipe()
